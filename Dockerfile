@@ -1,0 +1,28 @@
+# The service with the shipped bundle. Any torch wheel that satisfies the lock's pin will do: build with
+# --build-arg PIP_ARGS=... to take it from where you keep yours.
+FROM python:3.11-slim-bookworm AS build
+ARG PIP_ARGS=""
+WORKDIR /src
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY model model
+COPY detectors detectors
+COPY service service
+# The lock constrains; what is installed is what the service needs, without the offline extras.
+RUN python -m venv /opt/lgm \
+    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock .
+
+FROM python:3.11-slim-bookworm
+RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin lgm
+COPY --from=build /opt/lgm /opt/lgm
+ENV PATH=/opt/lgm/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    LGM_HOST=0.0.0.0 \
+    LGM_PORT=8000
+USER 10001
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["lgm"]
+CMD ["serve"]
