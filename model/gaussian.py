@@ -1,0 +1,100 @@
+"""Pure maths of class Gaussians with unit, isotropic or diagonal covariances.
+
+Legend: n inputs, k classes, d features, v variances a class: 1 (isotropic) or d (diagonal). None in place of
+variances stands for unit ones. Source of the model: Wan et al., "Rethinking Feature Distribution for Loss
+Functions in Image Classification", CVPR 2018.
+
+A Gaussian is an exponential family: log p(x, k) = <x, w_k> + <s(x), 1/lambda_k> + b_k - d/2 log 2 pi, so all
+classes at once are matrix products and no (n, k, d) tensor is ever made. The expansion cancels where |x| is
+large against the distance: callers centre both x and mu on one point, which changes no distance, and
+`log_joint` also computes in float64.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+# Above it exp(raw) is infinite in float32, and raw itself is the logarithm of lambda.
+LARGEST_FINITE = 3e38
+
+
+def negative_half_squares(features: Float[Tensor, "n d"], num_variances: int) -> Float[Tensor, "n v"]:
+    """s(x), what multiplies 1 / lambda: -|x|^2 / 2 for one variance a class, otherwise -x^2 / 2."""
+    if num_variances == 1:
+        return features.square().sum(1, keepdim=True).mul(-0.5)
+    return features.square().mul(-0.5)
+
+
+def natural_parameters(
+    means: Float[Tensor, "k d"],
+    inverse_variances: Float[Tensor, "k v"] | None,
+    log_weights: Float[Tensor, " k"],
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
+    """(w, b): w_k = mu_k / lambda_k, b_k = log_weights_k - <mu_k, w_k> / 2.
+
+    log_weights: log p(k) - log|Lambda_k| / 2, in nats; what a class scores at its own mean.
+    """
+    weight = means if inverse_variances is None else means * inverse_variances
+    return weight, torch.add(log_weights, (means * weight).sum(1), alpha=-0.5)
+
+
+def half_log_determinant(log_variances: Float[Tensor, "k v"], num_features: int) -> Float[Tensor, " k"]:
+    """log|Lambda_k| / 2 of isotropic (v = 1) or diagonal (v = d) covariances."""
+    return (0.5 * num_features / log_variances.shape[1]) * log_variances.sum(1)
+
+
+def floored(raw: Float[Tensor, "k v"], floor: float) -> Float[Tensor, "k v"]:
+    """lambda = floor + exp(raw); infinite where raw is too large. No autograd: the loss has its gradient by hand."""
+    return raw.exp().add_(floor)
+
+
+def log_floored_(variances: Float[Tensor, "k v"], raw: Float[Tensor, "k v"]) -> Float[Tensor, "k v"]:
+    """log lambda, finite for any raw, of lambda = floored(raw), whose storage it takes."""
+    return torch.maximum(variances.clamp_max_(LARGEST_FINITE).log_(), raw)
+
+
+def log_joint(
+    features: Float[Tensor, "n d"],
+    means: Float[Tensor, "k d"],
+    log_variances: Float[Tensor, "k v"] | None,
+    log_priors: Float[Tensor, " k"],
+) -> Float[Tensor, "n k"]:
+    """log p(x, k) = log p(k) - log|Lambda_k| / 2 - d_k(x) - d/2 log 2 pi, in nats, without any margin.
+
+    Differentiable in every argument. Computed in float64 where the device has it (a head's share of a
+    network's cost is small, and a likelihood must not depend on the batch or on TF32), returned in the
+    dtype of the features.
+    """
+    exact = torch.float32 if features.device.type == "mps" else torch.float64
+    with torch.autocast(features.device.type, enabled=False):
+        centre = means.detach().to(exact).mean(0)
+        scores = _scores(
+            features.to(exact) - centre,
+            means.to(exact) - centre,
+            None if log_variances is None else log_variances.to(exact),
+            log_priors.to(exact),
+        )
+        return (scores - 0.5 * means.shape[1] * math.log(2 * math.pi)).to(features.dtype)
+
+
+def _scores(features: Tensor, means: Tensor, log_variances: Tensor | None, log_priors: Tensor) -> Tensor:
+    if log_variances is None:
+        weight, bias = natural_parameters(means, None, log_priors)
+        return torch.addmm(bias, features, weight.T) + negative_half_squares(features, 1)
+    inverse = torch.exp(-log_variances)
+    log_weights = log_priors - half_log_determinant(log_variances, means.shape[1])
+    weight, bias = natural_parameters(means, inverse, log_weights)
+    squares = negative_half_squares(features, inverse.shape[1])
+    return torch.addmm(bias, features, weight.T) + squares @ inverse.T
+
+
+def log_likelihood(log_joints: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """log p(x) = logsumexp_k log p(x, k), in nats; higher = more likely under the mixture."""
+    return torch.logsumexp(log_joints, 1)
+
+
+def posterior(log_joints: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+    """p(k | x) = softmax_k log p(x, k); rows sum to one."""
+    return torch.softmax(log_joints, 1)

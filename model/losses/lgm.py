@@ -1,0 +1,111 @@
+"""The large-margin Gaussian-mixture (L-GM) loss, exact, in O(n k) memory.
+
+Wan, Zhong, Li, Chen, "Rethinking Feature Distribution for Loss Functions in Image Classification",
+CVPR 2018, arXiv 1803.02988. Legend: n inputs, k classes, d features, z the true class of an input.
+
+    d_k  = (x - mu_k)^T Lambda_k^-1 (x - mu_k) / 2
+    L_cls = -log softmax_z [ log p(k) - log|Lambda_k| / 2 - d_k - [k = z] alpha d_z ]      (equations 9, 10)
+    L_lkd = d_z + log|Lambda_z| / 2                                                        (equation 7)
+    L     = L_cls + lambda L_lkd                                                           (equation 8)
+
+Both terms use the same covariances, the log-determinant stands in both, and the margin exists in training
+only: inference asks the mixture.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from model.errors import ConfigurationError
+from model.losses.lgm_function import LGMTerms
+from model.mixture import GaussianMixture
+from model.schedule import Schedule, as_schedule
+
+
+class LossTerms(NamedTuple):
+    """Batch means, each a scalar: total = classification + lambda * likelihood."""
+
+    total: Float[Tensor, ""]
+    classification: Float[Tensor, ""]
+    likelihood: Float[Tensor, ""]
+
+
+class LGMLoss(nn.Module):
+    """The L-GM loss over a GaussianMixture; alpha = 0 is the GM loss, alpha = lambda = 0 cross entropy.
+
+        mixture = GaussianMixture(num_classes, num_features)
+        criterion = LGMLoss(mixture, alpha=0.3, lambda_=0.1)
+        criterion(features, labels).total.backward()
+
+    alpha, lambda_: zero or more, or a Schedule over training steps. A step is one call in training mode
+    with gradients enabled; it is counted here and saved with `state_dict`, so a resumed run
+    goes on where it was.
+    """
+
+    def __init__(self, mixture: GaussianMixture, *, alpha: float | Schedule = 0.1, lambda_: float | Schedule = 0.1):
+        super().__init__()
+        self.mixture = mixture
+        self._alpha = as_schedule(alpha)
+        self._lambda = as_schedule(lambda_)
+        self.step = 0
+
+    @property
+    def alpha(self) -> float:
+        """The margin coefficient at this step."""
+        return self._alpha(self.step)
+
+    @property
+    def lambda_(self) -> float:
+        """The likelihood weight at this step."""
+        return self._lambda(self.step)
+
+    def forward(self, features: Tensor, labels: Tensor) -> LossTerms:
+        """Loss of features (n, d) with labels (n,) in [0, k).
+
+        Raises ConfigurationError when shapes do not fit the mixture, the batch is empty, or a label is
+        outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
+        """
+        self._check(features, labels)
+        alpha, lambda_ = self.alpha, self.lambda_
+        classification, likelihood = (term.mean() for term in lgm_terms(features, labels, self.mixture, alpha))
+        if self.training and torch.is_grad_enabled():
+            self.step += 1
+        total = torch.add(classification, likelihood, alpha=lambda_)
+        return LossTerms(total, classification, likelihood)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
+
+    def _check(self, features: Tensor, labels: Tensor) -> None:
+        num_classes, num_features = self.mixture.num_classes, self.mixture.num_features
+        if features.ndim != 2 or features.shape[1] != num_features or len(features) == 0:
+            raise ConfigurationError(
+                f"features must be (n >= 1, {num_features}) for this mixture, got {tuple(features.shape)}"
+            )
+        if labels.shape != (len(features),) or labels.is_floating_point():
+            raise ConfigurationError(
+                f"labels must be {len(features)} integers, got {labels.dtype} {tuple(labels.shape)}"
+            )
+        if labels.device.type == "cpu":
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= num_classes:
+                raise ConfigurationError(f"labels must lie in [0, {num_classes}), got {low} to {high}")
+
+
+def lgm_terms(
+    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], mixture: GaussianMixture, alpha: float
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """(L_cls, L_lkd) of each input, in nats, float32 or wider; differentiable once."""
+    with torch.autocast(features.device.type, enabled=False):
+        if features.dtype in (torch.float16, torch.bfloat16):
+            features = features.float()
+        raw = None if mixture.variance == "unit" else mixture.raw_log_variances
+        terms: tuple[Tensor, Tensor] = LGMTerms.apply(
+            features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
+        )
+    return terms

@@ -1,0 +1,131 @@
+"""GaussianMixture: the head of a network, one Gaussian per class over its features."""
+
+import math
+from typing import Literal, cast, get_args
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from model import gaussian
+from model.errors import ConfigurationError
+
+Variance = Literal["unit", "isotropic", "diagonal"]
+Prior = Literal["uniform", "counts", "learned"]
+
+
+class GaussianMixture(nn.Module):
+    """Class means, variances and priors; called on features (n, d) it returns the log joint (n, k) in nats.
+
+    p(x) = sum_k p(k) N(x; mu_k, Lambda_k)   (Wan et al. 2018, equations 3 to 5)
+
+    variance: "unit" (fixed at one), "isotropic" (one per class) or "diagonal" (one per class and feature).
+    prior: "uniform", "counts" (set once from label counts by `set_priors`) or "learned".
+    variance_floor: variances never fall below it: lambda = floor + exp(raw), smooth and never stuck.
+    initial_scale: standard deviation of the normal the means start from; the expected distance between two
+    means is initial_scale * sqrt(2 d), so 1 sets classes apart by more than their unit spread.
+
+    Raises ConfigurationError for sizes below one, an unknown form, or a floor outside (0, 1).
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        variance: Variance | str = "unit",
+        prior: Prior | str = "uniform",
+        variance_floor: float = 1e-3,
+        initial_scale: float = 1.0,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        _check(num_classes, num_features, variance, prior, variance_floor, initial_scale)
+        self.variance = cast(Variance, variance)
+        self.prior = cast(Prior, prior)
+        self.variance_floor = variance_floor
+        self.means = nn.Parameter(torch.empty(num_classes, num_features))
+        nn.init.normal_(self.means, std=initial_scale, generator=generator)
+        if variance != "unit":
+            columns = 1 if variance == "isotropic" else num_features
+            start = math.log1p(-variance_floor)  # so that every variance starts at one
+            self.raw_log_variances = nn.Parameter(torch.full((num_classes, columns), start))
+        priors = torch.full((num_classes,), -math.log(num_classes))
+        if prior == "learned":
+            self.raw_log_priors = nn.Parameter(priors)
+        else:
+            self.register_buffer("raw_log_priors", priors)
+
+    @property
+    def num_classes(self) -> int:
+        """k."""
+        return self.means.shape[0]
+
+    @property
+    def num_features(self) -> int:
+        """d."""
+        return self.means.shape[1]
+
+    @property
+    def log_variances(self) -> Float[Tensor, "k v"] | None:
+        """Floored log-variances, (k, 1) isotropic or (k, d) diagonal; None for unit variances."""
+        if self.variance == "unit":
+            return None
+        raw = self.raw_log_variances
+        return torch.logaddexp(raw, raw.new_tensor(math.log(self.variance_floor)))
+
+    @property
+    def log_priors(self) -> Float[Tensor, " k"]:
+        """log p(k), normalised; in nats."""
+        raw = cast(Tensor, self.raw_log_priors)
+        return torch.log_softmax(raw, 0) if self.prior == "learned" else raw
+
+    def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
+        """Log joint in nats, no margin; argmax is the prediction, softmax the posterior."""
+        return gaussian.log_joint(features, self.means, self.log_variances, self.log_priors)
+
+    def log_likelihood(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """log p(x) in nats; higher = more likely."""
+        return gaussian.log_likelihood(self(features))
+
+    @torch.no_grad()
+    def set_priors(self, label_counts: Int[Tensor, " k"]) -> None:
+        """Set p(k) from label counts (k,), each smoothed by one so that no class becomes impossible."""
+        if label_counts.shape != (self.num_classes,) or bool((label_counts < 0).any()):
+            raise ConfigurationError(f"label_counts must be {self.num_classes} counts of zero or more")
+        smoothed = label_counts.to(self.means) + 1.0
+        cast(Tensor, self.raw_log_priors).copy_(smoothed.log() - smoothed.sum().log())
+
+    @torch.no_grad()
+    def set_means(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
+        """Set each class's mean to that of its features; a class without any keeps the one it has.
+
+        Raises ConfigurationError when features are not (n, d) or a label lies outside [0, k).
+        """
+        if features.shape[1] != self.num_features:
+            raise ConfigurationError(f"features must be (n, {self.num_features}), got {tuple(features.shape)}")
+        if bool(((labels < 0) | (labels >= self.num_classes)).any()):
+            raise ConfigurationError(f"labels must lie in [0, {self.num_classes})")
+        counts = torch.bincount(labels, minlength=self.num_classes).unsqueeze(1)
+        sums = torch.zeros_like(self.means).index_add_(0, labels, features.to(self.means))
+        self.means.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.means))
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_classes} classes, {self.num_features} features, variance={self.variance}, prior={self.prior}"
+        )
+
+
+def _check(
+    num_classes: int, num_features: int, variance: str, prior: str, floor: float, initial_scale: float
+) -> None:
+    for name, size in (("num_classes", num_classes), ("num_features", num_features)):
+        if size < 1:
+            raise ConfigurationError(f"{name} must be at least 1, got {size}")
+    for name, value, known in (("variance", variance, Variance), ("prior", prior, Prior)):
+        if value not in get_args(known):
+            raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
+    if not 0 < floor < 1:
+        raise ConfigurationError(f"variance_floor must lie in (0, 1), got {floor}")
+    if not initial_scale > 0:
+        raise ConfigurationError(f"initial_scale must be above 0, got {initial_scale}")
