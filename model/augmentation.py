@@ -1,0 +1,58 @@
+"""Random changes of a batch of training images, on the images' own device, from a given generator."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.config import AugmentationConfig
+
+
+def augment(
+    images: Float[Tensor, "n c h w"], config: AugmentationConfig, generator: torch.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Affine change, then padded random crop, then mirror: each only where the configuration asks for it."""
+    if config.rotation or config.translation or config.scale or config.shear:
+        images = _affine(images, config, generator)
+    if config.pad:
+        images = _crop(images, config.pad, generator)
+    if config.mirror:
+        flipped = torch.rand(len(images), generator=generator) < 0.5
+        images = torch.where(flipped.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    return images
+
+
+def _affine(
+    images: Float[Tensor, "n c h w"], config: AugmentationConfig, generator: torch.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Rotation, shear, scale and shift by bilinear sampling; outside is zero.
+
+    The sampler's coordinates run from -1 to 1 on both axes, hence the aspect on what mixes them.
+    """
+    aspect = images.shape[2] / images.shape[3]
+    draws = torch.rand(6, len(images), generator=generator).mul_(2).sub_(1)
+    angle = draws[0] * math.radians(config.rotation)
+    shear = torch.tan(draws[1] * math.radians(config.shear))
+    zoom = 1 + draws[2] * config.scale
+    cosine, sine = torch.cos(angle) / zoom, torch.sin(angle) / zoom
+    matrix = torch.stack(
+        [
+            torch.stack([cosine, (cosine * shear - sine) * aspect, 2 * config.translation * draws[3]], 1),
+            torch.stack([sine / aspect, sine * shear + cosine, 2 * config.translation * draws[4]], 1),
+        ],
+        1,
+    )
+    grid = nn.functional.affine_grid(matrix.to(images), list(images.shape), align_corners=False)
+    return nn.functional.grid_sample(images, grid, mode="bilinear", align_corners=False)
+
+
+def _crop(images: Float[Tensor, "n c h w"], pad: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+    """Crop each image at its own place out of its zero-padded self, by one gather."""
+    count, _, height, width = images.shape
+    padded = nn.functional.pad(images, (pad, pad, pad, pad))
+    offsets = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
+    rows = (offsets[0] + torch.arange(height)).to(images.device)
+    columns = (offsets[1] + torch.arange(width)).to(images.device)
+    batch = torch.arange(count, device=images.device).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)

@@ -1,0 +1,183 @@
+"""Backbones: normalised images (n, c, h, w) -> pooled outputs (n, num_outputs).
+
+Names: "small28" and "small32" (our own, for 28 x 28 and 32 x 32), "resnet20" (He et al. 2016, section 4.2),
+"torchvision:NAME" and "timm:NAME" (untrained networks of those libraries, last layer removed).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torchvision
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from model.errors import ConfigurationError
+
+# torchvision's networks with several outputs in training, or without a last linear layer to remove.
+UNSUITED = frozenset({"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1_1"})
+
+
+class Backbone(nn.Module):
+    """Stages one after the other, then the mean over what is left of the image plane."""
+
+    def __init__(self, stages: list[nn.Module], num_outputs: int):
+        super().__init__()
+        self.stages = nn.ModuleList(stages)
+        self.num_outputs = num_outputs
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n m"]:
+        outputs = images
+        for stage in self.stages:
+            outputs = stage(outputs)
+        return outputs.mean((2, 3)) if outputs.ndim == 4 else outputs
+
+
+class _Residual(nn.Module):
+    """Two 3 x 3 convolutions beside the identity, which is subsampled and zero-padded (He's option A)."""
+
+    def __init__(self, num_inputs: int, num_outputs: int, *, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.padding = num_outputs - num_inputs
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(num_inputs, num_outputs, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(num_outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(num_outputs, num_outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(num_outputs),
+        )
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n o y x"]:
+        identity = images[:, :, :: self.stride, :: self.stride]
+        identity = nn.functional.pad(identity, (0, 0, 0, 0, 0, self.padding))
+        return torch.relu(self.convolutions(images) + identity)
+
+
+def build_backbone(name: str, *, num_channels: int, width: int = 32) -> Backbone:
+    """The backbone of that name; width = channels of the first stage (our own networks only).
+
+    Raises ConfigurationError for a name that does not exist, with those that do.
+    """
+    library, _, architecture = name.partition(":")
+    if architecture:
+        return _from_library(library, architecture, num_channels)
+    if name not in BACKBONES:
+        known = ", ".join([*BACKBONES, "torchvision:NAME", "timm:NAME"])
+        raise ConfigurationError(f"network.backbone {name!r} does not exist; there are: {known}")
+    return BACKBONES[name](num_channels, width)
+
+
+def _convolution(num_inputs: int, num_outputs: int, *, stride: int = 1) -> list[nn.Module]:
+    return [
+        nn.Conv2d(num_inputs, num_outputs, 3, stride=stride, padding=1, bias=False),
+        nn.BatchNorm2d(num_outputs),
+        nn.ReLU(inplace=True),
+    ]
+
+
+def _small28(num_channels: int, width: int) -> Backbone:
+    """Three stages, then a 3 x 3 grid of means: where something is, is evidence that one mean would lose."""
+    first = [*_convolution(num_channels, width), *_convolution(width, width), nn.MaxPool2d(2)]
+    second = [*_convolution(width, 2 * width), *_convolution(2 * width, 2 * width), nn.MaxPool2d(2)]
+    third = [*_convolution(2 * width, 4 * width), *_convolution(4 * width, 4 * width)]
+    grid = [nn.AdaptiveAvgPool2d(3), nn.Flatten()]
+    return Backbone([nn.Sequential(*stage) for stage in (first, second, third, grid)], 9 * 4 * width)
+
+
+def _small32(num_channels: int, width: int) -> Backbone:
+    stages: list[nn.Module] = [nn.Sequential(*_convolution(num_channels, width))]
+    num_inputs = width
+    for factor in (2, 4, 8):
+        layers = _convolution(num_inputs, factor * width) + _convolution(factor * width, factor * width)
+        stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
+        num_inputs = factor * width
+    return Backbone(stages, num_inputs)
+
+
+def _resnet20(num_channels: int, width: int) -> Backbone:
+    stages: list[nn.Module] = [nn.Sequential(*_convolution(num_channels, width))]
+    num_inputs = width
+    for stage, num_outputs in enumerate((width, 2 * width, 4 * width)):
+        blocks = []
+        for block in range(3):
+            stride = 2 if stage > 0 and block == 0 else 1
+            blocks.append(_Residual(num_inputs, num_outputs, stride=stride))
+            num_inputs = num_outputs
+        stages.append(nn.Sequential(*blocks))
+    return Backbone(stages, num_inputs)
+
+
+def _from_library(library: str, architecture: str, num_channels: int) -> Backbone:
+    if library == "torchvision":
+        known = torchvision.models.list_models(module=torchvision.models)
+        if architecture not in known or architecture in UNSUITED:
+            raise ConfigurationError(
+                f"torchvision has no classifier {architecture!r} that can be used; there are: "
+                + ", ".join(name for name in known if name not in UNSUITED)
+            )
+        network = torchvision.models.get_model(architecture, weights=None)
+        _replace_classifier(network)
+    elif library == "timm":
+        network = _from_timm(architecture, num_channels)
+    else:
+        raise ConfigurationError(f"network library {library!r} is not known; use torchvision:NAME or timm:NAME")
+    if library == "torchvision":
+        _replace_first_convolution(network, num_channels)
+    return Backbone([network], _num_outputs(network, num_channels))
+
+
+def _from_timm(architecture: str, num_channels: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        raise ConfigurationError("timm networks need timm: pip install 'lgm-guard[timm]'") from None
+    if not timm.is_model(architecture):
+        raise ConfigurationError(f"timm has no network {architecture!r}; see timm.list_models()")
+    network: nn.Module = timm.create_model(architecture, pretrained=False, num_classes=0, in_chans=num_channels)
+    return network
+
+
+def _replace_classifier(network: nn.Module) -> None:
+    name, _ = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear)][-1]
+    _set_submodule(network, name, nn.Identity())
+
+
+def _replace_first_convolution(network: nn.Module, num_channels: int) -> None:
+    """The library's networks take three channels; grey images get a first convolution of one."""
+    found = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)]
+    name, first = found[0]
+    if first.in_channels == num_channels:
+        return
+    _set_submodule(
+        network,
+        name,
+        nn.Conv2d(
+            num_channels,
+            first.out_channels,
+            (first.kernel_size[0], first.kernel_size[1]),
+            stride=(first.stride[0], first.stride[1]),
+            padding=first.padding if isinstance(first.padding, str) else (first.padding[0], first.padding[1]),
+            bias=first.bias is not None,
+        ),
+    )
+
+
+def _set_submodule(network: nn.Module, name: str, replacement: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, replacement)
+
+
+@torch.no_grad()
+def _num_outputs(network: nn.Module, num_channels: int) -> int:
+    """Ask the network itself, in evaluation mode, on one image of a size that every one of them takes."""
+    network.eval()
+    outputs = network(torch.zeros(1, num_channels, 224, 224))
+    network.train()
+    return int(outputs.shape[1])
+
+
+BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
+    "small28": _small28,
+    "small32": _small32,
+    "resnet20": _resnet20,
+}

@@ -1,0 +1,265 @@
+"""Frozen, checked configurations: a TOML file plus overrides -> Config.
+
+Unknown keys, wrong types and values out of range are refused when a configuration is made,
+naming the key and the limit.
+"""
+
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from model.errors import ConfigurationError
+from model.mixture import Prior, Variance
+from model.schedule import AddUp, Constant, LinearRamp, Schedule, StepUp
+
+# Strict: a quoted number or a truth value is a slip of the pen, not a number.
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+
+_checked = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class DataConfig:
+    """Which images, where they lie, and how they are parted.
+
+    name: mnist, fashion-mnist, cifar10, cifar100, digits or image-folder. directory: LGM_DATA_DIR if not given.
+    calibration_fraction: share of the training images, per class, kept from training for calibration.
+    image_size, num_channels: for image folders; taken from the first image where not given.
+    """
+
+    name: Literal["mnist", "fashion-mnist", "cifar10", "cifar100", "digits", "image-folder"]
+    directory: str | None = None
+    download: bool = False
+    calibration_fraction: Annotated[float, Field(gt=0, lt=1, strict=True)] = 0.1
+    split_seed: Seed = 0
+    image_size: Annotated[int, Field(ge=8, le=2048, strict=True)] | None = None
+    num_channels: Literal[1, 3] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class NetworkConfig:
+    """Backbone by name (see model/backbones.py), its width, and the number of features d."""
+
+    backbone: str
+    width: Count = 32
+    num_features: Count = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class MixtureConfig:
+    """The class Gaussians; see GaussianMixture. num_classes, where given, must be that of the data."""
+
+    variance: Variance = "unit"
+    prior: Prior = "uniform"
+    variance_floor: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-3
+    initial_scale: Positive = 1.0
+    means_from_data: bool = False
+    num_classes: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class SteppedConfig:
+    """step-up multiplies by gamma, add-up adds gamma, every so many training steps, clamped."""
+
+    policy: Literal["step-up", "add-up"]
+    start: NonNegative
+    gamma: NonNegative
+    every: Count
+    minimum: NonNegative = 0.0
+    maximum: NonNegative = 1e9
+
+    def __post_init__(self) -> None:
+        if self.minimum > self.maximum:
+            raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class RampConfig:
+    """A straight line from start to stop over the first epochs."""
+
+    policy: Literal["linear"]
+    start: NonNegative
+    stop: NonNegative
+    epochs: Positive
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    return value.get("policy") if isinstance(value, dict) else getattr(value, "policy", None)
+
+
+ScheduleConfig = Annotated[
+    Annotated[NonNegative, Tag("number")]
+    | Annotated[SteppedConfig, Tag("step-up")]
+    | Annotated[SteppedConfig, Tag("add-up")]
+    | Annotated[RampConfig, Tag("linear")],
+    Discriminator(
+        _kind,
+        custom_error_type="schedule",
+        custom_error_message="must be a number of zero or more, or a table whose policy is step-up, add-up or linear",
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class LossConfig:
+    """Margin alpha and likelihood weight lambda: numbers or schedules."""
+
+    alpha: ScheduleConfig = 0.1
+    lambda_: ScheduleConfig = Field(default=0.1, alias="lambda")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class AugmentationConfig:
+    """Random changes of training images; zero switches one off.
+
+    pad: zero padding in pixels before a random crop back; mirror: left-right with probability 1/2;
+    rotation in degrees, translation and scale as shares, shear in degrees: each uniform in [-x, x].
+    """
+
+    pad: Annotated[int, Field(ge=0, strict=True)] = 0
+    mirror: bool = False
+    rotation: Annotated[float, Field(ge=0, le=180, strict=True)] = 0.0
+    translation: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    shear: Annotated[float, Field(ge=0, lt=90, strict=True)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class OptimizerConfig:
+    """SGD with Nesterov momentum or AdamW, and the course of the learning rate.
+
+    schedule: "one-cycle" (linear warm-up, then cosine to zero) or "steps" (times 0.1 at each milestone, an
+    epoch). The multipliers set the rates of the means and of variances and priors against the network's;
+    neither has weight decay.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["one-cycle", "steps"] = "one-cycle"
+    warmup_epochs: NonNegative = 1.0
+    milestones: tuple[Count, ...] = ()
+    means_multiplier: NonNegative = 1.0
+    variances_multiplier: NonNegative = 0.1
+    clip_gradient_norm: Positive | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class TrainingConfig:
+    """Length, seed, device; precision "auto" is bfloat16 on CUDA devices that have it, else float32."""
+
+    epochs: Count = 10
+    batch_size: Annotated[int, Field(ge=2, strict=True)] = 128
+    seed: Seed = 0
+    device: str = "cpu"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    channels_last: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class Config:
+    """One training run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    data: DataConfig
+    network: NetworkConfig
+    mixture: MixtureConfig = MixtureConfig()
+    loss: LossConfig = LossConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+
+
+_adapter = TypeAdapter(Config)
+_data_adapter = TypeAdapter(DataConfig)
+_Checked = TypeVar("_Checked")
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """A configuration from nested tables. Raises ConfigurationError naming each key that is wrong."""
+    return _validated(_adapter.validate_python, values)
+
+
+def parse_data_config(values: Mapping[str, Any]) -> DataConfig:
+    """The data table alone. Raises ConfigurationError naming each key that is wrong."""
+    return _validated(_data_adapter.validate_python, values)
+
+
+def dump_config(config: Config) -> dict[str, Any]:
+    """The nested tables that `parse_config` reads back; JSON-safe."""
+    values: dict[str, Any] = _adapter.dump_python(config, mode="json")
+    return values
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a TOML file, then apply overrides like "training.epochs=3" (values as in TOML, or plain words).
+
+    Raises ConfigurationError: file missing, not TOML, an override without "=", an unknown key, a value
+    out of range.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
+def build_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
+    """The schedule over training steps that a number or a table stands for."""
+    match config:
+        case RampConfig(start=start, stop=stop, epochs=epochs):
+            return LinearRamp(start=start, stop=stop, num_steps=max(1, round(epochs * steps_per_epoch)))
+        case SteppedConfig():
+            kind = StepUp if config.policy == "step-up" else AddUp
+            return kind(
+                start=config.start,
+                gamma=config.gamma,
+                every=config.every,
+                minimum=config.minimum,
+                maximum=config.maximum,
+            )
+        case value:
+            return Constant(value)
+
+
+def _validated(validate: Callable[[Any], _Checked], values: Mapping[str, Any]) -> _Checked:
+    try:
+        return validate(values)
+    except ValidationError as error:
+        problems = [f"{_key(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
+        raise ConfigurationError("configuration refused: " + "; ".join(problems)) from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"override {override!r} must look like table.key=value")
+    *tables, last = key.strip().split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise ConfigurationError(f"override {override!r}: {table} is not a table")
+    try:
+        values[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        values[last] = text.strip()
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """loss.alpha of ("loss", "alpha", "float"): pydantic adds the names of a union's members."""
+    members = {"number", "step-up", "add-up", "linear"}
+    return ".".join(str(part) for part in location if part not in members) or "(whole file)"

@@ -1,0 +1,246 @@
+"""Data sets -> uint8 images, labels and names, in disjoint train / calibration / test splits.
+
+Small sets are held in memory as they are; image folders are decoded once into memory, which
+suits sets up to a few gigabytes.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torchvision import datasets
+
+from model.config import DataConfig
+from model.errors import DataError, ImageError
+from model.images import ImageFormat, ImageSizeError, decode_image, native_format
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageSet:
+    """Images (n, c, h, w) uint8, labels (n,) int64, and the names of the k classes."""
+
+    images: UInt8[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, indices: Int[Tensor, " m"]) -> "ImageSet":
+        """Those rows."""
+        return ImageSet(images=self.images[indices], labels=self.labels[indices], class_names=self.class_names)
+
+    def fingerprints(self) -> Int[Tensor, " n"]:
+        """64 bits of BLAKE2 of each image's pixels: tells whether an image was seen before."""
+        rows = (hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in self.images.numpy())
+        return torch.from_numpy(np.frombuffer(b"".join(rows), dtype=np.int64).copy())
+
+    def digest(self) -> str:
+        """SHA-256 over shape, pixels and labels: names a split so that another cannot be taken for it."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().tobytes())
+        digest.update(self.labels.numpy().tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Splits:
+    """Three disjoint sets: to learn from, to calibrate on, to measure on; and how files become images."""
+
+    train: ImageSet
+    calibration: ImageSet
+    test: ImageSet
+    image_format: ImageFormat
+
+
+def to_unit(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """uint8 -> float32 in [0, 1]."""
+    return images.float().div_(255)
+
+
+def load_splits(config: DataConfig) -> Splits:
+    """Load a data set and part it; the official test set stays whole and untouched.
+
+    Raises DataError: directory not given, files missing (and what to do), an unreadable image, a class
+    without enough images.
+    """
+    train, test, resize = _LOADERS[config.name](config)
+    learning, calibration = _part(train, config.calibration_fraction, config.split_seed)
+    height, width = train.images.shape[2:]
+    image_format = ImageFormat(shape=(train.images.shape[1], height, width), resize=resize)
+    return Splits(train=learning, calibration=calibration, test=test, image_format=image_format)
+
+
+def join(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Both sets, one after the other."""
+    return ImageSet(
+        images=torch.cat([first.images, second.images]),
+        labels=torch.cat([first.labels, second.labels]),
+        class_names=first.class_names,
+    )
+
+
+def data_directory(config: DataConfig) -> Path:
+    """The configured directory, or LGM_DATA_DIR."""
+    directory = config.directory or os.environ.get("LGM_DATA_DIR")
+    if not directory:
+        raise DataError("where are the data? Set LGM_DATA_DIR or data.directory to the folder of the data sets")
+    return Path(directory).expanduser()
+
+
+def _part(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Part each class by the same share, so that every class is calibrated on enough images."""
+    generator = torch.Generator().manual_seed(seed)
+    kept, held = [], []
+    for index, name in enumerate(images.class_names):
+        members = torch.nonzero(images.labels == index).squeeze(1)
+        count = round(fraction * len(members))
+        if not 0 < count < len(members):
+            raise DataError(
+                f"class {name!r} has {len(members)} images: too few to hold {fraction:.0%} back for calibration"
+            )
+        order = members[torch.randperm(len(members), generator=generator)]
+        held.append(order[:count])
+        kept.append(order[count:])
+    return images.select(torch.cat(kept).sort().values), images.select(torch.cat(held).sort().values)
+
+
+_Loader = Callable[[DataConfig], tuple[ImageSet, ImageSet, bool]]
+
+
+def _torchvision(kind: type[datasets.VisionDataset]) -> _Loader:
+    """torchvision's own sets: they verify files and know where to download from."""
+
+    def load(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
+        root = data_directory(config)
+        train, test = (_from_torchvision(kind, root, train=part, config=config) for part in (True, False))
+        return train, test, False
+
+    return load
+
+
+def _from_torchvision(kind: type[datasets.VisionDataset], root: Path, *, train: bool, config: DataConfig) -> ImageSet:
+    try:
+        loaded = kind(str(root), train=train, download=config.download)
+    except Exception as error:  # torchvision raises or asserts whatever the damaged byte leads to
+        raise DataError(
+            f"{config.name} is not complete in {root} ({str(error) or type(error).__name__}); "
+            "point LGM_DATA_DIR at it, or allow a download with data.download=true"
+        ) from None
+    pixels = torch.as_tensor(loaded.data)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    names = tuple(name.split(" - ")[0] for name in loaded.classes)
+    return ImageSet(images=pixels.contiguous(), labels=torch.as_tensor(loaded.targets).long(), class_names=names)
+
+
+def _digits(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
+    """scikit-learn's 1,797 digits of 8 x 8 pixels, every fourth image a test image: small and always there."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    images = torch.from_numpy(np.round(loaded.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
+    whole = ImageSet(
+        images=images,
+        labels=torch.from_numpy(loaded.target).long(),
+        class_names=tuple(str(name) for name in loaded.target_names),
+    )
+    rows = torch.arange(len(whole))
+    return whole.select(rows[rows % 4 != 3]), whole.select(rows[rows % 4 == 3]), False
+
+
+def _image_folder(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
+    """One folder a class, under train/ and test/; without these a fifth of each class becomes the test set."""
+    root = data_directory(config)
+    if (root / "train").is_dir() and (root / "test").is_dir():
+        names = _class_names(root / "train")
+        if (found := _class_names(root / "test")) != names:
+            raise DataError(f"{root}: train/ has classes {', '.join(names)}; test/ has {', '.join(found)}")
+        image_format = _folder_format(root / "train", config)
+        train = read_folder(root / "train", names, image_format)
+        return train, read_folder(root / "test", names, image_format), image_format.resize
+    names = _class_names(root)
+    image_format = _folder_format(root, config)
+    train, test = _part(read_folder(root, names, image_format), 0.2, config.split_seed)
+    return train, test, image_format.resize
+
+
+def _class_names(root: Path) -> tuple[str, ...]:
+    if not root.is_dir():
+        raise DataError(f"{root} is not a folder; an image folder has one folder a class, or train/ and test/")
+    names = tuple(sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    if len(names) < 2:
+        raise DataError(f"{root} has {len(names)} class folders; a classifier needs at least 2")
+    return names
+
+
+def image_files(folder: Path) -> list[Path]:
+    """All image files below a folder but hidden ones, in a stable order."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
+def _folder_format(root: Path, config: DataConfig) -> ImageFormat:
+    """Shape from the configuration or the first image; an explicit size means that others are resized to it."""
+    files = image_files(root)
+    if not files:
+        raise DataError(f"{root} holds no image files ({', '.join(sorted(SUFFIXES))})")
+    try:
+        channels, height, width = native_format(files[0].read_bytes()).shape
+    except (ImageError, OSError) as error:
+        raise DataError(f"{files[0]}: {error}") from None
+    channels = config.num_channels or channels
+    if config.image_size is not None:
+        height = width = config.image_size
+    return ImageFormat(shape=(channels, height, width), resize=config.image_size is not None)
+
+
+def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFormat) -> ImageSet:
+    """Decode every image of every class folder. Raises DataError naming the file that cannot be used."""
+    paths, labels = [], []
+    for index, name in enumerate(class_names):
+        found = image_files(root / name)
+        if not found:
+            raise DataError(f"{root / name} holds no image files")
+        paths += found
+        labels += [index] * len(found)
+    images = torch.empty((len(paths), *image_format.shape), dtype=torch.uint8)
+
+    def read(row: int) -> None:
+        try:
+            images[row] = read_image(paths[row], image_format)
+        except ImageSizeError as error:
+            raise DataError(f"{error}; set data.image_size to resize all images to one size") from None
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for _ in pool.map(read, range(len(paths))):
+            pass
+    return ImageSet(images=images, labels=torch.tensor(labels), class_names=class_names)
+
+
+def read_image(path: Path, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:
+    """Decode one file. Raises ImageError naming it."""
+    try:
+        return decode_image(path.read_bytes(), image_format)
+    except ImageError as error:
+        raise type(error)(f"{path}: {error}") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+_LOADERS: dict[str, _Loader] = {
+    "mnist": _torchvision(datasets.MNIST),
+    "fashion-mnist": _torchvision(datasets.FashionMNIST),
+    "cifar10": _torchvision(datasets.CIFAR10),
+    "cifar100": _torchvision(datasets.CIFAR100),
+    "digits": _digits,
+    "image-folder": _image_folder,
+}

@@ -1,0 +1,256 @@
+"""The training loop: images -> features, class Gaussians.
+
+Every random choice of an epoch comes from (seed, epoch) and a checkpoint is written after each epoch, so a
+killed run that is started again ends as if it had never been killed, bit for bit on a CPU.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from model.augmentation import augment
+from model.checkpoint import FILE_NAME, Checkpoint, build_network, load_checkpoint, save_checkpoint
+from model.config import Config, TrainingConfig, build_schedule
+from model.data import ImageSet, Splits, load_splits, to_unit
+from model.errors import CheckpointError, ConfigurationError
+from model.losses.lgm import LGMLoss
+from model.network import Network
+from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+from model.training_log import Report, Reporter
+
+EVALUATION_BATCH = 512
+
+
+def train(config: Config, output: Path, reporter: Reporter, *, command: str = "") -> Checkpoint:
+    """Train as configured, or go on where the folder's checkpoint stopped; the finished checkpoint.
+
+    Raises ConfigurationError, DataError, CheckpointError before the first step wherever something does not
+    fit: classes, device, a folder that holds another run.
+    """
+    previous = _previous(config, output)
+    if previous is not None and previous.finished:
+        return previous
+    splits = load_splits(config.data)
+    check_fit(config, splits)
+    start = _fresh_checkpoint(config, splits, command)
+    network, criterion, optimizer = _learners(config, splits)
+    if previous is not None:
+        _check_same_data(previous, start.split_digests, output)
+        network.load_state_dict(previous.network)
+        optimizer.load_state_dict(previous.optimizer)
+        criterion.step = previous.loss_step
+    checkpoint = previous or start
+
+    reporter.start(config, _steps_per_epoch(config, splits.train), checkpoint.history)
+    for epoch in range(checkpoint.epoch, config.training.epochs):
+        started = time.monotonic()
+        report = train_epoch(network, criterion, optimizer, splits.train, config, epoch, reporter)
+        held_out = accuracy(network, splits.calibration)
+        seconds = time.monotonic() - started
+        row = {"epoch": epoch + 1.0, **report.figures(), "held_out_accuracy": held_out, "seconds": seconds}
+        reporter.finish_epoch(row)
+        checkpoint = replace(
+            checkpoint,
+            epoch=epoch + 1,
+            network=network.state_dict(),
+            optimizer=optimizer.state_dict(),
+            loss_step=criterion.step,
+            history=[*checkpoint.history, row],
+            test_accuracy=accuracy(network, splits.test) if epoch + 1 == config.training.epochs else None,
+        )
+        save_checkpoint(checkpoint, output / FILE_NAME)
+    return checkpoint
+
+
+def _learners(config: Config, splits: Splits) -> tuple[Network, LGMLoss, torch.optim.Optimizer]:
+    """Network, loss and optimiser as they stand before the first step."""
+    device = select_device(config.training.device)
+    torch.manual_seed(config.training.seed)
+    network = build_network(config, splits.train.class_names, splits.image_format)
+    _check_takes(network, splits.train, config)
+    _initialise(network, splits.train, config)
+    network = network.to(device)
+    if config.training.channels_last:
+        network = network.to(memory_format=torch.channels_last)
+    steps_per_epoch = _steps_per_epoch(config, splits.train)
+    criterion = LGMLoss(
+        network.mixture,
+        alpha=build_schedule(config.loss.alpha, steps_per_epoch),
+        lambda_=build_schedule(config.loss.lambda_, steps_per_epoch),
+    )
+    return network, criterion, build_optimizer(network, config.optimizer)
+
+
+def _fresh_checkpoint(config: Config, splits: Splits, command: str) -> Checkpoint:
+    """What is known of a run before its first epoch."""
+    parts = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
+    return Checkpoint(
+        config=config,
+        command=command,
+        class_names=splits.train.class_names,
+        image_format=splits.image_format,
+        split_digests={name: part.digest() for name, part in parts.items()},
+        trained_images=splits.train.fingerprints(),
+        epoch=0,
+        network={},
+        optimizer={},
+        loss_step=0,
+        history=[],
+    )
+
+
+def _steps_per_epoch(config: Config, images: ImageSet) -> int:
+    return math.ceil(len(images) / config.training.batch_size)
+
+
+def train_epoch(
+    network: Network,
+    criterion: LGMLoss,
+    optimizer: torch.optim.Optimizer,
+    images: ImageSet,
+    config: Config,
+    epoch: int,
+    reporter: Reporter,
+) -> Report:
+    """One pass over the images in an order drawn from (seed, epoch); the running means of the epoch."""
+    generator = torch.Generator().manual_seed(config.training.seed * 1_000_003 + epoch)
+    torch.manual_seed(config.training.seed * 1_000_003 + epoch)  # for layers that draw, like dropout
+    device = network.mixture.means.device
+    steps_per_epoch = _steps_per_epoch(config, images)
+    report = Report()
+    network.train()
+    criterion.train()
+    for step, (batch, labels) in enumerate(_batches(images, config, generator)):
+        rate = learning_rate(
+            config.optimizer,
+            epoch * steps_per_epoch + step,
+            steps_per_epoch=steps_per_epoch,
+            epochs=config.training.epochs,
+        )
+        set_learning_rate(optimizer, rate)
+        alpha, lambda_ = criterion.alpha, criterion.lambda_
+        with _precision(config.training, device):
+            features = network.embed(batch.to(device, non_blocking=True))
+        labels = labels.to(device, non_blocking=True)
+        terms = criterion(features, labels)
+        optimizer.zero_grad(set_to_none=True)
+        terms.total.backward()
+        clip_gradient(network, config.optimizer)
+        optimizer.step()
+        with torch.no_grad():
+            correct = (network.mixture(features).argmax(1) == labels).sum()
+        report.add(terms, correct, len(labels), alpha=alpha, lambda_=lambda_, learning_rate=rate)
+        reporter.step(epoch, step, report)
+    if not math.isfinite(report.figures()["loss"]):
+        raise ConfigurationError(
+            f"the loss is no longer finite in epoch {epoch + 1}: lower optimizer.learning_rate, "
+            "or set optimizer.clip_gradient_norm"
+        )
+    return report
+
+
+@torch.inference_mode()
+def accuracy(network: Network, images: ImageSet) -> float:
+    """Share of the images whose most likely class is their own: evaluation mode, float32, no margin."""
+    network.eval()
+    device = network.mixture.means.device
+    correct = 0
+    for start in range(0, len(images), EVALUATION_BATCH):
+        rows = slice(start, start + EVALUATION_BATCH)
+        predicted = network(to_unit(images.images[rows]).to(device)).log_joint.argmax(1)
+        correct += int((predicted.cpu() == images.labels[rows]).sum())
+    return correct / len(images)
+
+
+def select_device(name: str) -> torch.device:
+    """cpu, cuda or cuda:N. Raises ConfigurationError where it does not exist."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigurationError(f"device {name!r} is not known; use cpu, cuda or cuda:N") from None
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigurationError(f"device {name!r} cannot be used; use cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(f"device {name!r} is not there: {torch.cuda.device_count()} CUDA devices found")
+    return device
+
+
+def check_fit(config: Config, splits: Splits) -> None:
+    """Refuse parts that cannot work together before any work is done."""
+    found, expected = len(splits.train.class_names), config.mixture.num_classes
+    if expected is not None and expected != found:
+        raise ConfigurationError(f"mixture.num_classes is {expected}, but {config.data.name} has {found} classes")
+    if len(splits.train) < 2:
+        raise ConfigurationError(f"{config.data.name} leaves {len(splits.train)} training images; 2 are needed")
+
+
+@torch.no_grad()
+def _check_takes(network: Network, images: ImageSet, config: Config) -> None:
+    """Refuse a backbone that fails on images of this size, by asking it."""
+    try:
+        network.eval()(to_unit(images.images[:1]))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        _, height, width = images.images.shape[1:]
+        raise ConfigurationError(
+            f"network.backbone {config.network.backbone!r} does not take images of {width} x {height}: {error}"
+        ) from None
+    network.train()
+
+
+def _batches(
+    images: ImageSet, config: Config, generator: torch.Generator
+) -> Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]]:
+    order = torch.randperm(len(images), generator=generator)
+    for indices in torch.split(order, config.training.batch_size):
+        if len(indices) == 1:
+            continue  # batch normalisation has no variance of one image
+        batch = augment(to_unit(images.images[indices]), config.augmentation, generator)
+        if config.training.channels_last:
+            batch = batch.contiguous(memory_format=torch.channels_last)
+        yield batch, images.labels[indices]
+
+
+def _precision(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
+    """bfloat16 for the backbone: by itself where a CUDA device has it, on a CPU where it is asked for."""
+    gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    enabled = config.precision == "bfloat16" or (config.precision == "auto" and gains)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+@torch.no_grad()
+def _initialise(network: Network, images: ImageSet, config: Config) -> None:
+    """Pixel statistics, priors and, if configured, means, all from the training images."""
+    sample = to_unit(images.images[:: max(1, len(images) // 10_000)])
+    network.normalise.mean.copy_(sample.mean((0, 2, 3)).view(-1, 1, 1))
+    network.normalise.std.copy_(sample.std((0, 2, 3)).clamp_min(1e-3).view(-1, 1, 1))
+    if config.mixture.prior != "uniform":
+        network.mixture.set_priors(torch.bincount(images.labels, minlength=len(images.class_names)))
+    if config.mixture.means_from_data:
+        chunks = sample.tensor_split(math.ceil(len(sample) / EVALUATION_BATCH))
+        features = torch.cat([network.embed(chunk) for chunk in chunks])
+        network.mixture.set_means(features, images.labels[:: max(1, len(images) // 10_000)])
+
+
+def _previous(config: Config, output: Path) -> Checkpoint | None:
+    if output.exists() and not output.is_dir():
+        raise ConfigurationError(f"{output} is not a folder; choose another --output")
+    if not (output / FILE_NAME).exists():
+        return None
+    previous = load_checkpoint(output)
+    if previous.config != config:
+        raise CheckpointError(f"{output} holds a run with another configuration; choose another --output")
+    return previous
+
+
+def _check_same_data(previous: Checkpoint, digests: dict[str, str], output: Path) -> None:
+    for name, digest in digests.items():
+        if previous.split_digests[name] != digest:
+            raise CheckpointError(f"{output} was trained on other {name} images than those found now")
