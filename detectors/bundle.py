@@ -1,0 +1,249 @@
+"""A screener on disk: a folder of bundle.json and safetensors files, immutable, named by its content.
+
+Every file is checked against its digest before anything is made of it, and nothing is unpickled.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version as library_version
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from detectors.base import Detector
+from detectors.calibration import ConformalCalibration
+from detectors.likelihood import LikelihoodDetector
+from detectors.screener import Reference, Screener
+from model.config import MixtureConfig, NetworkConfig
+from model.data import to_unit
+from model.errors import BundleError, LGMGuardError
+from model.images import ImageFormat
+from model.network import Network
+
+SCHEMA_VERSION = 1
+SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "mnist"
+MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
+    "bundle.json",
+    "network.safetensors",
+    "detectors.safetensors",
+    "reference.safetensors",
+    "README.md",
+)
+
+KNOWN_DETECTORS: dict[str, type[Detector]] = {LikelihoodDetector.name: LikelihoodDetector}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class Manifest:
+    """bundle.json. Sizes are numbers of images; measured holds the figures of the card."""
+
+    schema_version: int
+    name: str
+    version: str
+    labels: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    resize: bool
+    network: NetworkConfig
+    mixture: MixtureConfig
+    detectors: tuple[str, ...]
+    decider: str
+    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
+    calibration_sizes: dict[str, int]
+    split_digests: dict[str, str]
+    measured: dict[str, Any]
+    libraries: dict[str, str]
+    files: dict[str, str]
+
+
+_adapter = TypeAdapter(Manifest)
+
+
+def save_bundle(
+    screener: Screener,
+    path: Path,
+    *,
+    network: NetworkConfig,
+    mixture: MixtureConfig,
+    reference_images: Tensor,
+    split_digests: Mapping[str, str],
+    measured: Mapping[str, Any],
+    card: str,
+) -> Screener:
+    """Write a bundle; the screener as loaded from it. Raises BundleError where something stands already."""
+    check_vacant(path)
+    files = {
+        NETWORK: save_tensors(_contiguous(screener.network.state_dict())),
+        DETECTORS: save_tensors(_contiguous(_judges_state(screener))),
+        REFERENCE: save_tensors(_reference_state(screener, reference_images)),
+        CARD: card.encode(),
+    }
+    counts = screener.calibrations[screener.decider].get_buffer("counts").tolist()
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        name=screener.name,
+        version="",
+        labels=screener.labels,
+        image_shape=screener.image_format.shape,
+        resize=screener.image_format.resize,
+        network=network,
+        mixture=mixture,
+        detectors=tuple(screener.detectors),
+        decider=screener.decider,
+        false_alarm_rate=screener.false_alarm_rate,
+        calibration_sizes=dict(zip(screener.labels, counts, strict=True)),
+        split_digests=dict(split_digests),
+        measured=dict(measured),
+        libraries=_libraries(),
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    )
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    (path / MANIFEST).write_bytes(_serialise(manifest, _content_digest(manifest)))
+    return load_bundle(path)
+
+
+def check_vacant(path: Path) -> None:
+    """Raises BundleError unless a bundle can be written there: an empty folder, or none yet."""
+    if path.exists() and not path.is_dir():
+        raise BundleError(f"{path} is not a folder; choose another one")
+    if path.exists() and any(path.iterdir()):
+        raise BundleError(f"{path} is not empty; bundles are never changed, choose another folder")
+
+
+def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screener:
+    """Load a bundle and check it whole: schema, version, every file's digest, every tensor's shape.
+
+    Raises BundleError naming the file and the reason.
+    """
+    path = Path(path)
+    manifest = load_manifest(path)
+    contents = {name: _read_checked(path / name, digest) for name, digest in manifest.files.items()}
+    try:
+        return _assemble(manifest, contents).to(device)
+    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError, LGMGuardError) as error:
+        raise BundleError(f"{path}: {MANIFEST} and its tensors do not fit together: {error}") from None
+
+
+def load_manifest(path: Path) -> Manifest:
+    """bundle.json, checked to the byte against the version that it names."""
+    raw = _read(path / MANIFEST)
+    try:
+        values = json.loads(raw)
+        schema = values["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BundleError(f"{path / MANIFEST} is not a bundle's manifest") from None
+    if schema != SCHEMA_VERSION:
+        raise BundleError(f"{path / MANIFEST} has schema version {schema!r}; this version reads {SCHEMA_VERSION}")
+    try:
+        manifest = _adapter.validate_python(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise BundleError(f"{path / MANIFEST}: {key}: {problem['msg']}") from None
+    if raw != _serialise(manifest, _content_digest(manifest)):
+        raise BundleError(f"{path / MANIFEST} was changed: its content is not that of version {manifest.version}")
+    if not {NETWORK, DETECTORS, REFERENCE, CARD} == set(manifest.files):
+        raise BundleError(f"{path / MANIFEST} lists other files than a bundle has")
+    return manifest
+
+
+def _assemble(manifest: Manifest, contents: dict[str, bytes]) -> Screener:
+    network = Network(
+        manifest.network,
+        manifest.mixture,
+        num_classes=len(manifest.labels),
+        num_channels=manifest.image_shape[0],
+    )
+    network.load_state_dict(load_tensors(contents[NETWORK]))
+    state = load_tensors(contents[DETECTORS])
+    reference = Reference(**load_tensors(contents[REFERENCE]))
+    screener = Screener(
+        network,
+        [KNOWN_DETECTORS[name].from_state(_below(state, f"detectors.{name}.")) for name in manifest.detectors],
+        [_calibration(_below(state, f"calibrations.{name}.")) for name in manifest.detectors],
+        decider=manifest.decider,
+        labels=manifest.labels,
+        image_format=ImageFormat(shape=manifest.image_shape, resize=manifest.resize),
+        false_alarm_rate=manifest.false_alarm_rate,
+        name=manifest.name,
+        version=manifest.version,
+        reference=reference,
+    )
+    _check_shapes(manifest, screener, reference)
+    return screener.requires_grad_(False)
+
+
+def _check_shapes(manifest: Manifest, screener: Screener, reference: Reference) -> None:
+    """What load_state_dict does for the network, for the tensors beside it."""
+    if manifest.decider not in manifest.detectors:
+        raise BundleError(f"the decider {manifest.decider!r} is not among its detectors")
+    for name, calibration in screener.calibrations.items():
+        rows = len(calibration.get_buffer("scores")), len(calibration.get_buffer("counts"))
+        if rows != (len(manifest.labels), len(manifest.labels)):
+            raise BundleError(f"{name} is calibrated for {rows[0]} classes, there are {len(manifest.labels)}")
+    if tuple(reference.images.shape[1:]) != manifest.image_shape:
+        raise BundleError(f"its reference images are {tuple(reference.images.shape[1:])}")
+
+
+def _reference_state(screener: Screener, images: Tensor) -> dict[str, Tensor]:
+    verdicts = screener.screen(to_unit(images))
+    return {
+        "images": images.contiguous(),
+        "class_index": verdicts.class_index.cpu(),
+        "log_likelihood": verdicts.log_likelihood.cpu(),
+    }
+
+
+def _judges_state(screener: Screener) -> dict[str, Tensor]:
+    state = screener.state_dict()
+    return {name: values for name, values in state.items() if not name.startswith("network.")}
+
+
+def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: values.detach().cpu().contiguous() for name, values in state.items()}
+
+
+def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
+
+
+def _calibration(state: Mapping[str, Tensor]) -> ConformalCalibration:
+    return ConformalCalibration(state["scores"], state["counts"])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _read_checked(path: Path, digest: str) -> bytes:
+    content = _read(path)
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise BundleError(f"{path} was changed: its SHA-256 is not the one in {MANIFEST}")
+    return content
+
+
+def _content_digest(manifest: Manifest) -> str:
+    return hashlib.sha256(_serialise(manifest, "")).hexdigest()[:16]
+
+
+def _serialise(manifest: Manifest, version: str) -> bytes:
+    values = _adapter.dump_python(manifest, mode="json")
+    return json.dumps({**values, "version": version}, indent=2, ensure_ascii=False).encode() + b"\n"
+
+
+def _libraries() -> dict[str, str]:
+    names = ("lgm-guard", "torch", "torchvision", "safetensors")
+    return {"python": platform.python_version(), **{name: library_version(name) for name in names}}

@@ -1,0 +1,88 @@
+"""The card of a bundle: what it is, how it was made, what was measured. Markdown, for a person."""
+
+from collections.abc import Sequence
+
+import torch
+
+from detectors.fitting import Measured, Rate
+from model.checkpoint import Checkpoint
+
+
+def write_card(
+    checkpoint: Checkpoint, measured: Measured, *, name: str, false_alarm_rate: float, commands: Sequence[str]
+) -> str:
+    """The card's text; every figure in it was measured by the commands that it names."""
+    return "\n".join(
+        [
+            f"# {name}",
+            "",
+            *_introduction(checkpoint, false_alarm_rate),
+            "",
+            "## Made by",
+            "",
+            "```sh",
+            *commands,
+            "```",
+            "",
+            *_made_by(checkpoint),
+            "",
+            "## Measured",
+            "",
+            *_measured(checkpoint, measured, false_alarm_rate),
+            "",
+            "A flag says that an input is unlike clean data. It promises nothing against an attacker, and the",
+            "promise on false alarms holds for traffic like the calibration images, not for any other.",
+            "",
+        ]
+    )
+
+
+def _introduction(checkpoint: Checkpoint, false_alarm_rate: float) -> list[str]:
+    channels, height, width = checkpoint.image_format.shape
+    return [
+        f"An image classifier with a likelihood: {len(checkpoint.class_names)} classes "
+        f"({', '.join(checkpoint.class_names[:20])}{', ...' if len(checkpoint.class_names) > 20 else ''}), images of "
+        f"{width} x {height} pixels with {channels} channel{'s' if channels > 1 else ''}, trained with the "
+        f"L-GM loss on {checkpoint.config.data.name}.",
+        f"Flags at a promised false-alarm rate of {false_alarm_rate:.2%} for each predicted class.",
+    ]
+
+
+def _made_by(checkpoint: Checkpoint) -> list[str]:
+    training = checkpoint.config.training
+    seconds = sum(row["seconds"] for row in checkpoint.history)
+    parameters = sum(values.numel() for values in checkpoint.network.values())
+    return [
+        f"Seed {training.seed}, {training.epochs} epochs, {parameters:,} values, {seconds / 60:.1f} minutes of "
+        f"training on {training.device} with {torch.get_num_threads()} threads, torch {torch.__version__}."
+    ]
+
+
+def _measured(checkpoint: Checkpoint, measured: Measured, false_alarm_rate: float) -> list[str]:
+    data = f"{checkpoint.config.data.name}, test split"
+    return [
+        f"Accuracy {measured.accuracy:.2%} on {measured.num_images:,} images ({data}). No test image was used for",
+        "training or fitting. Intervals are exact binomial (Clopper-Pearson), 95 %.",
+        "",
+        f"| {data} | images | flagged | share (promised: at most {false_alarm_rate:.2%}) | interval |",
+        "| --- | --- | --- | --- | --- |",
+        _row("all", measured.false_alarms),
+        *(_row(f"predicted {name}", rate) for name, rate in measured.false_alarms_by_class.items()),
+        "",
+        *_abnormal(measured),
+    ]
+
+
+def _abnormal(measured: Measured) -> list[str]:
+    if not measured.abnormal:
+        return ["No abnormal images were measured."]
+    return [
+        "| abnormal images | images | flagged | share | interval |",
+        "| --- | --- | --- | --- | --- |",
+        *(_row(name, rate) for name, rate in measured.abnormal.items()),
+    ]
+
+
+def _row(name: str, rate: Rate) -> str:
+    share = f"{rate.share:.2%}" if rate.num_images else "-"
+    return f"| {name} | {rate.num_images:,} | {rate.num_flagged:,} | {share} | {rate.low:.2%} to {rate.high:.2%} |"

@@ -1,0 +1,190 @@
+"""lgm fit, lgm screen, lgm describe."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from detectors import bulk
+from detectors.bundle import MANIFEST, check_vacant, load_bundle, load_manifest, save_bundle
+from detectors.card import write_card
+from detectors.fitting import abnormal_images, fit_screener, measure
+from detectors.screener import Screener
+from model.checkpoint import load_checkpoint
+from model.config import DataConfig, dump_config, parse_data_config
+from model.data import load_splits
+from model.errors import ConfigurationError
+from model.train import select_device
+
+app = typer.Typer()
+
+Data = Annotated[
+    str | None, typer.Option("--data", help="mnist, fashion-mnist, cifar10, cifar100, digits, image-folder.")
+]
+DataDirectory = Annotated[Path | None, typer.Option("--data-dir", help="Its folder; $LGM_DATA_DIR by default.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+
+NUM_REFERENCE_IMAGES = 16
+
+
+@app.command()
+def fit(
+    checkpoint: Annotated[Path, typer.Argument(help="A finished checkpoint or its run's folder.")],
+    output: Annotated[Path, typer.Option(help="Folder of the bundle; must be empty or absent.")],
+    data: Data = None,
+    data_dir: DataDirectory = None,
+    false_alarm_rate: Annotated[
+        float, typer.Option(help="Promised share of clean images flagged, in (0, 1).")
+    ] = 0.01,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; the run's by default.")] = None,
+    abnormal: Annotated[
+        list[str] | None,
+        typer.Option(help="Measure on: noise, inverted, or a data set's name; as often as needed."),
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Calibrate a checkpoint on clean images it was not trained on, measure it, and write a bundle."""
+    check_vacant(output)
+    trained = load_checkpoint(checkpoint)
+    chosen = _data(trained.config.data, data, data_dir)
+    screener, splits, calibration = fit_screener(
+        trained,
+        chosen,
+        false_alarm_rate=false_alarm_rate,
+        name=name or trained.config.name,
+        device=select_device(device),
+    )
+    foreign = {kind: abnormal_images(kind, chosen, splits.test, screener.image_format) for kind in abnormal or ()}
+    with _progress("measuring") as progress:
+        measured = measure(screener, splits.test, foreign, progress)
+    step = max(1, len(calibration) // NUM_REFERENCE_IMAGES)
+    saved = save_bundle(
+        screener,
+        output,
+        network=trained.config.network,
+        mixture=trained.config.mixture,
+        reference_images=calibration.images[::step][:NUM_REFERENCE_IMAGES],
+        split_digests={"calibration": calibration.digest(), "test": splits.test.digest()},
+        measured=asdict(measured),
+        card=write_card(
+            trained,
+            measured,
+            name=screener.name,
+            false_alarm_rate=false_alarm_rate,
+            commands=[trained.command, shlex.join(["lgm", *sys.argv[1:]])],
+        ),
+    )
+    alarms = measured.false_alarms
+    typer.echo(
+        f"{output}: {saved.name} {saved.version}, accuracy {measured.accuracy:.4f}, flagged {alarms.share:.4f} "
+        f"[{alarms.low:.4f}, {alarms.high:.4f}] of {alarms.num_images} clean test images, "
+        f"{false_alarm_rate:g} promised"
+    )
+
+
+@app.command()
+def screen(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    paths: Annotated[list[Path] | None, typer.Argument(help="Image files or folders of them.")] = None,
+    data: Data = None,
+    data_dir: DataDirectory = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Judge at most so many images.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A .csv or .parquet file; CSV to standard output by default.")
+    ] = None,
+    device: Device = "cpu",
+) -> None:
+    """Judge image files, folders, or the test images of a data set; one row an image."""
+    if bool(paths) == bool(data):
+        raise ConfigurationError("name either image files and folders, or a data set with --data")
+    bulk.check_output(output)
+    screener = load_bundle(bundle, select_device(device))
+    if data:
+        images = load_splits(_data_for(screener, data, data_dir)).test
+        images = images.select(torch.arange(min(limit or len(images), len(images))))
+        total, chunks = len(images), bulk.screen_set(screener, images)
+    else:
+        files = bulk.find_files(paths or [])[:limit]
+        total, chunks = len(files), bulk.screen_files(screener, files)
+    done = flagged = failed = 0
+    with bulk.row_writer(output) as write, _progress("screening") as progress:
+        for rows in chunks:
+            write(rows)
+            done += len(rows)
+            flagged += sum(row["flagged"] is True for row in rows)
+            failed += sum(row["error"] is not None for row in rows)
+            progress(done, total)
+    typer.echo(f"{done} images, {flagged} flagged, {failed} could not be read", err=True)
+
+
+@app.command()
+def describe(
+    path: Annotated[Path, typer.Argument(help="A bundle, a checkpoint or a run's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Tell what a bundle or a checkpoint holds: classes, data, configuration, figures."""
+    facts = _bundle_facts(path) if (path / MANIFEST).exists() else _checkpoint_facts(path)
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    table = Table(show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value, indent=1))
+    Console().print(table)
+
+
+def _bundle_facts(path: Path) -> dict[str, Any]:
+    load_bundle(path)  # a bundle that would be refused is not described
+    return asdict(load_manifest(path))
+
+
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
+    checkpoint = load_checkpoint(path)
+    return {
+        "classes": list(checkpoint.class_names),
+        "image_shape": list(checkpoint.image_format.shape),
+        "parameters": sum(values.numel() for values in checkpoint.network.values()),
+        "epochs": f"{checkpoint.epoch} of {checkpoint.config.training.epochs}",
+        "test_accuracy": checkpoint.test_accuracy,
+        "split_digests": checkpoint.split_digests,
+        "last_epoch": checkpoint.history[-1] if checkpoint.history else None,
+        "command": checkpoint.command,
+        "config": dump_config(checkpoint.config),
+    }
+
+
+def _data(configured: DataConfig | None, name: str | None, directory: Path | None) -> DataConfig:
+    if name is None and configured is not None:
+        return replace(configured, directory=str(directory)) if directory else configured
+    same = configured if configured is not None and configured.name == name else None
+    if same is not None:
+        return replace(same, directory=str(directory)) if directory else same
+    return parse_data_config({"name": name, "directory": None if directory is None else str(directory)})
+
+
+def _data_for(screener: Screener, name: str, directory: Path | None) -> DataConfig:
+    """Folders of images are brought to the bundle's channels, and to its size where it resizes."""
+    chosen = _data(None, name, directory)
+    if chosen.name != "image-folder":
+        return chosen
+    channels, height, _ = screener.image_format.shape
+    size = height if screener.image_format.resize else None
+    return replace(chosen, num_channels=1 if channels == 1 else 3, image_size=size)
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,0 +1,150 @@
+"""network + detectors + calibration: images in, verdicts out. The main door for whoever serves."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor, nn
+
+from detectors.base import Detector, Evidence, gather_evidence
+from detectors.calibration import ConformalCalibration
+from model import gaussian
+from model.data import to_unit
+from model.errors import BundleError, ImageError
+from model.images import ImageFormat
+from model.network import Network
+
+# Relative, of log-likelihoods: what another processor's order of summation may change.
+SELF_TEST_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorEvidence:
+    """One detector's say on n images: score (higher = more suspicious), p_value (small = suspicious)."""
+
+    score: Float[Tensor, " n"]
+    p_value: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdicts:
+    """What is said of n images.
+
+    class_index (n,) int64; probabilities (n, k) summing to one; log_likelihood (n,) in nats, higher = more
+    likely; p_value (n,) in (0, 1]; flagged (n,) = p_value <= the bundle's false-alarm rate; evidence by detector.
+    """
+
+    class_index: Int[Tensor, " n"]
+    probabilities: Float[Tensor, "n k"]
+    log_likelihood: Float[Tensor, " n"]
+    p_value: Float[Tensor, " n"]
+    flagged: Bool[Tensor, " n"]
+    evidence: dict[str, DetectorEvidence]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Images (n, c, h, w) uint8 and what was said of them when the bundle was made."""
+
+    images: UInt8[Tensor, "n c h w"]
+    class_index: Int[Tensor, " n"]
+    log_likelihood: Float[Tensor, " n"]
+
+
+class Screener(nn.Module):
+    """Judges images (n, c, h, w) in [0, 1]: class, likelihood and a calibrated p-value of each.
+
+    On clean traffic like the calibration set at most `false_alarm_rate` of each predicted class is flagged.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        detectors: list[Detector],
+        calibrations: list[ConformalCalibration],
+        *,
+        decider: str,
+        labels: tuple[str, ...],
+        image_format: ImageFormat,
+        false_alarm_rate: float,
+        name: str,
+        version: str = "unsaved",
+        reference: Reference | None = None,
+    ):
+        super().__init__()
+        self.network = network
+        self.detectors = nn.ModuleDict({detector.name: detector for detector in detectors})
+        self.calibrations = nn.ModuleDict(dict(zip(self.detectors, calibrations, strict=True)))
+        self.decider = decider
+        self.labels = labels
+        self.image_format = image_format
+        self.false_alarm_rate = false_alarm_rate
+        self.name = name
+        self.version = version
+        self.reference = reference
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where images are judged; those that lie elsewhere are moved."""
+        return self.network.mixture.means.device
+
+    @torch.inference_mode()
+    def screen(self, images: Tensor) -> Verdicts:
+        """Judge a batch (n, c, h, w).
+
+        Raises ImageError naming the image and the limit: shape, not floats, NaN, outside [0, 1], empty.
+        """
+        check_images(images, self.image_format.shape)
+        evidence = self.gather(images)
+        class_index = evidence.class_index
+        said = {name: self._judge(name, evidence, class_index) for name in self.detectors}
+        p_value = said[self.decider].p_value
+        return Verdicts(
+            class_index=class_index,
+            probabilities=gaussian.posterior(evidence.log_joint),
+            log_likelihood=gaussian.log_likelihood(evidence.log_joint),
+            p_value=p_value,
+            flagged=p_value <= self.false_alarm_rate,
+            evidence=said,
+        )
+
+    def suspicion(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+        """The score behind the verdict's p-value, higher = more suspicious, differentiable in the images."""
+        return cast(Tensor, self.detectors[self.decider](self.gather(images)))
+
+    def self_test(self) -> None:
+        """Judge the reference images again. Raises BundleError unless their scores are reproduced."""
+        if self.reference is None:
+            raise BundleError(f"bundle {self.name} {self.version} has no reference scores")
+        verdicts = self.screen(to_unit(self.reference.images))
+        expected = self.reference.log_likelihood.to(self.device)
+        if not torch.allclose(verdicts.log_likelihood, expected, rtol=SELF_TEST_TOLERANCE, atol=1e-3) or (
+            not torch.equal(verdicts.class_index, self.reference.class_index.to(self.device))
+        ):
+            worst = float((verdicts.log_likelihood - expected).abs().max())
+            raise BundleError(
+                f"bundle {self.name} {self.version} does not reproduce its reference scores on {self.device}: "
+                f"log-likelihoods differ by up to {worst:.3g} nats"
+            )
+
+    def gather(self, images: Float[Tensor, "n c h w"]) -> Evidence:
+        """One forward pass over images on the screener's device, differentiable in them."""
+        return gather_evidence(self.network, images.to(self.device, torch.float32))
+
+    def _judge(self, name: str, evidence: Evidence, class_index: Int[Tensor, " n"]) -> DetectorEvidence:
+        score = self.detectors[name](evidence)
+        return DetectorEvidence(score=score, p_value=self.calibrations[name](score, class_index))
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Raises ImageError unless images are floats (n >= 1, *shape), all finite and in [0, 1]."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
+        raise ImageError(f"images must have shape (n >= 1, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise ImageError(f"images must be floats in [0, 1], got {images.dtype}; divide bytes by 255")
+    low, high = images.aminmax()
+    if not (low >= 0 and high <= 1):  # false for NaN as well
+        wrong = ~((images >= 0) & (images <= 1)).flatten(1).all(1)
+        raise ImageError(f"images[{int(wrong.nonzero()[0])}] has values that are not in [0, 1]")

@@ -1,0 +1,85 @@
+"""What many tests share: a small real run on scikit-learn's digits, and the bundle fitted from it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from detectors import SHIPPED_BUNDLE, Screener, load_bundle
+from detectors.bundle import save_bundle
+from detectors.card import write_card
+from detectors.fitting import fit_screener, measure
+from model.checkpoint import Checkpoint
+from model.config import Config, parse_config
+from model.train import train
+from model.training_log import Silent
+
+DIGITS = {
+    "name": "digits",
+    "data": {"name": "digits", "calibration_fraction": 0.3},
+    "network": {"backbone": "small28", "width": 8, "num_features": 16},
+    "optimizer": {"learning_rate": 0.05},
+    "training": {"epochs": 6, "batch_size": 32, "seed": 1},
+}
+
+
+@pytest.fixture(scope="session")
+def digits_config() -> Config:
+    return parse_config(DIGITS)
+
+
+@pytest.fixture(scope="session")
+def digits_run(digits_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training run on digits."""
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    train(digits_config, folder, Silent(), command="lgm train digits.toml")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(digits_run: Path) -> Checkpoint:
+    from model.checkpoint import load_checkpoint
+
+    return load_checkpoint(digits_run)
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle at a promised 5 %, images (1, 8, 8)."""
+    path = tmp_path_factory.mktemp("bundles") / "digits"
+    data = digits_checkpoint.config.data
+    screener, splits, calibration = fit_screener(
+        digits_checkpoint, data, false_alarm_rate=0.05, name="digits", device=torch.device("cpu")
+    )
+    measured = measure(screener, splits.test, {}, lambda done, total: None)
+    save_bundle(
+        screener,
+        path,
+        network=digits_checkpoint.config.network,
+        mixture=digits_checkpoint.config.mixture,
+        reference_images=calibration.images[:8],
+        split_digests={"calibration": calibration.digest(), "test": splits.test.digest()},
+        measured={"accuracy": measured.accuracy},
+        card=write_card(digits_checkpoint, measured, name="digits", false_alarm_rate=0.05, commands=["lgm fit"]),
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_screener(digits_bundle: Path) -> Screener:
+    return load_bundle(digits_bundle)
+
+
+@pytest.fixture(scope="session")
+def shipped_screener() -> Screener:
+    return load_bundle(SHIPPED_BUNDLE)
+
+
+@pytest.fixture(scope="session")
+def data_directory() -> Path:
+    """LGM_DATA_DIR with MNIST and Fashion-MNIST; tests that need it are marked `data`."""
+    directory = os.environ.get("LGM_DATA_DIR")
+    if not directory or not (Path(directory) / "MNIST" / "raw").is_dir():
+        pytest.skip("LGM_DATA_DIR does not lead to MNIST")
+    return Path(directory)

@@ -1,0 +1,104 @@
+"""One contract for every detector: a new one in a new file is covered as soon as KNOWN_DETECTORS names it."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from detectors.base import Detector, Evidence, gather_evidence
+from detectors.bundle import KNOWN_DETECTORS
+from detectors.fitting import evidence_batches
+from detectors.screener import Screener
+from model.checkpoint import Checkpoint
+from model.data import load_splits, to_unit
+from model.network import Network
+
+pytestmark = pytest.mark.parametrize("kind", KNOWN_DETECTORS.values(), ids=list(KNOWN_DETECTORS))
+
+
+@pytest.fixture(scope="module")
+def network(digits_checkpoint: Checkpoint) -> Network:
+    return digits_checkpoint.build_network().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def clean(digits_checkpoint: Checkpoint) -> Tensor:
+    return to_unit(load_splits(digits_checkpoint.config.data).test.images)
+
+
+@pytest.fixture(scope="module")
+def garbage(clean: Tensor) -> Tensor:
+    return torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def detector(kind: type[Detector], network: Network, digits_checkpoint: Checkpoint) -> Detector:
+    train = load_splits(digits_checkpoint.config.data).train
+    return kind.fit(evidence_batches(network, train, torch.device("cpu"))).eval()
+
+
+def evidence(network: Network, images: Tensor) -> Evidence:
+    with torch.no_grad():
+        return gather_evidence(network, images)
+
+
+def test_it_goes_by_its_name(kind: type[Detector], detector: Detector) -> None:
+    assert KNOWN_DETECTORS[detector.name] is kind
+    assert isinstance(detector, kind)
+
+
+def test_one_finite_score_a_row(detector: Detector, network: Network, clean: Tensor) -> None:
+    for count in (1, 7):
+        scores = detector(evidence(network, clean[:count]))
+        assert scores.shape == (count,)
+        assert scores.dtype == torch.float32
+        assert bool(scores.isfinite().all())
+        assert not scores.requires_grad
+
+
+def test_garbage_is_more_suspicious_than_clean_images(
+    detector: Detector, network: Network, clean: Tensor, garbage: Tensor
+) -> None:
+    on_clean, on_garbage = (detector(evidence(network, images)) for images in (clean, garbage))
+    assert on_garbage.mean() > on_clean.mean()
+    assert (on_garbage.unsqueeze(1) > on_clean).double().mean() > 0.6  # the area under the ROC curve
+
+
+def test_its_state_makes_it_again(kind: type[Detector], detector: Detector, network: Network, clean: Tensor) -> None:
+    again = kind.from_state(detector.state_dict())
+    judged = evidence(network, clean[:50])
+    assert torch.equal(again(judged), detector(judged))
+
+
+def test_fitting_again_gives_the_same_scores(
+    kind: type[Detector], detector: Detector, network: Network, digits_checkpoint: Checkpoint, clean: Tensor
+) -> None:
+    train = load_splits(digits_checkpoint.config.data).train
+    again = kind.fit(evidence_batches(network, train, torch.device("cpu"))).eval()
+    judged = evidence(network, clean[:50])
+    assert torch.equal(again(judged), detector(judged))
+
+
+def test_it_is_differentiable_in_the_images(detector: Detector, network: Network, clean: Tensor) -> None:
+    images = clean[:4].clone().requires_grad_()
+    detector(gather_evidence(network, images)).sum().backward()
+    assert images.grad is not None
+    assert bool(images.grad.isfinite().all())
+    assert bool((images.grad.flatten(1).abs().sum(1) > 0).all())
+
+
+def test_a_score_depends_on_its_own_image_alone(detector: Detector, network: Network, clean: Tensor) -> None:
+    together = detector(evidence(network, clean[:20]))
+    alone = torch.cat([detector(evidence(network, image.unsqueeze(0))) for image in clean[:20]])
+    assert torch.allclose(together, alone, rtol=1e-4)
+
+
+def test_it_keeps_no_memory_of_what_it_judged(detector: Detector, network: Network, clean: Tensor) -> None:
+    judged = evidence(network, clean[:20])
+    first = detector(judged)
+    detector(evidence(network, clean[20:]))
+    assert torch.equal(detector(judged), first)
+
+
+def test_a_screener_carries_it(kind: type[Detector], digits_screener: Screener) -> None:
+    assert all(name in KNOWN_DETECTORS for name in digits_screener.detectors)
+    assert digits_screener.decider in digits_screener.detectors
