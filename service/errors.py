@@ -1,0 +1,68 @@
+"""What can go wrong with a request. Nothing here knows of HTTP; problems.py says which status each error is."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from model.errors import ConfigurationError, LGMGuardError
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFault:
+    """One fault of the caller's: where it is and what is wrong with it."""
+
+    field: str
+    detail: str
+
+
+class ServiceError(LGMGuardError):
+    """Base of what the service answers with; `code` names the kind in answers and metrics."""
+
+    code: ClassVar[str]
+
+
+class RequestError(ServiceError):
+    """A request that cannot be answered; names each faulty field."""
+
+    def __init__(self, *faults: FieldFault):
+        super().__init__("; ".join(f"{fault.field}: {fault.detail}" for fault in faults[:3]))
+        self.faults = faults
+
+
+class MalformedBodyError(RequestError):
+    code = "malformed-body"
+
+
+class UnsupportedMediaError(RequestError):
+    code = "unsupported-media-type"
+
+
+class BodyTooLargeError(RequestError):
+    code = "body-too-large"
+
+
+class SlowBodyError(RequestError):
+    code = "body-too-slow"
+
+
+class InvalidInputError(RequestError):
+    code = "invalid-input"
+
+
+class OverloadedError(ServiceError):
+    code = "overloaded"
+
+
+class NotReadyError(ServiceError):
+    code = "not-ready"
+
+
+class DeadlineError(ServiceError):
+    code = "timeout"
+
+
+class InferenceError(ServiceError):
+    code = "inference-failed"
+
+
+class SettingsError(ConfigurationError):
+    """A setting that is unknown, out of range, or that this machine cannot fulfil."""

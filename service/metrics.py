@@ -1,0 +1,126 @@
+"""The metrics of one app, on its own registry. Labels are bounded: route templates, statuses, kinds."""
+
+from collections.abc import Callable, Iterable, Sequence
+from threading import Lock
+from typing import cast
+
+import numpy as np
+from numpy.typing import ArrayLike
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
+from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+from service.judgements import Judgements
+
+P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+NATS = (-1e6, -1e5, -1e4, -3000, -1000, -300, -100, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 50, 100, 300, 1000)
+LATENCIES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+SIZES = tuple(2.0**power for power in range(13))
+
+# Else a series more for each counter, which nobody reads.
+cast(Callable[[], None], disable_created_metrics)()
+
+
+class ArrayHistogram(Collector):
+    """A histogram that takes a whole array at once; prometheus-client's takes one value a call."""
+
+    def __init__(self, name: str, documentation: str, bounds: Sequence[float], *, label: str | None = None):
+        self._name, self._documentation, self._label = name, documentation, label
+        self._bounds = np.asarray(bounds, dtype=np.float64)
+        self._counts: dict[str, np.ndarray] = {}
+        self._sums: dict[str, float] = {}
+        self._lock = Lock()
+        if label is None:
+            self.observe(())
+
+    def observe(self, values: ArrayLike, label_value: str = "") -> None:
+        array = np.asarray(values, dtype=np.float64)
+        counts = np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._bounds) + 1)
+        with self._lock:
+            self._counts[label_value] = self._counts.get(label_value, 0) + counts
+            self._sums[label_value] = self._sums.get(label_value, 0.0) + float(array.sum())
+
+    def collect(self) -> Iterable[Metric]:
+        labels = [self._label] if self._label else []
+        family = HistogramMetricFamily(self._name, self._documentation, labels=labels)
+        with self._lock:
+            state = [(key, counts.copy(), self._sums[key]) for key, counts in self._counts.items()]
+        for key, counts, total in state:
+            family.add_metric([key] if self._label else [], self._buckets(counts), total)
+            if self._bounds[0] < 0:  # there the family leaves out the sum, and the count with it
+                family.add_sample(f"{self._name}_count", {}, float(counts.sum()))
+        yield family
+
+    def _buckets(self, counts: np.ndarray) -> list[tuple[str, float]]:
+        names = [*(repr(float(bound)) for bound in self._bounds), "+Inf"]
+        return list(zip(names, counts.cumsum().astype(float).tolist(), strict=True))
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter("lgm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
+        self.request_duration = Histogram(
+            "lgm_request_duration_seconds",
+            "From a request's head to its answer's end.",
+            ["route"],
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.images = Counter("lgm_images", "Images by what became of them.", ["decision"], registry=self.registry)
+        for decision in ("accepted", "flagged", "rejected"):
+            self.images.labels(decision)
+        self.rejected = Counter(
+            "lgm_rejected", "Requests refused, by the kind of problem.", ["reason"], registry=self.registry
+        )
+        self.queue_depth = Gauge("lgm_queue_depth", "Images that wait for the device.", registry=self.registry)
+        self.queue_wait = Histogram(
+            "lgm_queue_wait_seconds",
+            "A request's wait for its first batch.",
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.batch_size = Histogram("lgm_batch_size", "Images in a batch.", buckets=SIZES, registry=self.registry)
+        self.inference_duration = Histogram(
+            "lgm_inference_duration_seconds",
+            "Judging one batch.",
+            buckets=LATENCIES,
+            registry=self.registry,
+        )
+        self.model_info = Gauge(
+            "lgm_model_info", "The model that serves; always 1.", ["name", "version"], registry=self.registry
+        )
+        self.false_alarm_target = Gauge(
+            "lgm_false_alarm_target_ratio",
+            "The promised share of clean images flagged at most.",
+            registry=self.registry,
+        )
+        self.log_likelihood = ArrayHistogram("lgm_log_likelihood", "Log-likelihood of images, in nats.", NATS)
+        self.p_value = ArrayHistogram("lgm_p_value", "P-value behind the verdict.", P_VALUES)
+        self.detector_p_value = ArrayHistogram(
+            "lgm_detector_p_value", "P-value of each detector.", P_VALUES, label="detector"
+        )
+        for histogram in (self.log_likelihood, self.p_value, self.detector_p_value):
+            self.registry.register(histogram)
+
+    def model_activated(self, name: str, version: str, false_alarm_rate: float, detectors: Iterable[str]) -> None:
+        self.model_info.clear()
+        self.model_info.labels(name, version).set(1)
+        self.false_alarm_target.set(false_alarm_rate)
+        for detector in detectors:
+            self.detector_p_value.observe((), detector)
+
+    def batch_started(self, size: int, wait_seconds: Sequence[float]) -> None:
+        self.batch_size.observe(size)
+        for seconds in wait_seconds:
+            self.queue_wait.observe(seconds)
+
+    def batch_judged(self, judgements: Judgements, seconds: float) -> None:
+        self.inference_duration.observe(seconds)
+        num_flagged = int(judgements.flagged.sum())
+        self.images.labels("flagged").inc(num_flagged)
+        self.images.labels("accepted").inc(len(judgements) - num_flagged)
+        self.log_likelihood.observe(judgements.log_likelihood)
+        self.p_value.observe(judgements.p_value)
+        for column, detector in enumerate(judgements.detectors):
+            self.detector_p_value.observe(judgements.evidence_p_values[:, column], detector)

@@ -1,0 +1,89 @@
+"""Errors -> application/problem+json: the one table of statuses."""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request, Response
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope
+
+from service import errors
+from service.errors import FieldFault, RequestError, ServiceError
+from service.runtime import Runtime
+
+MEDIA_TYPE = "application/problem+json"
+RETRY_AFTER_SECONDS = 1
+CLIENT_CLOSED_REQUEST = 499
+
+STATUSES: dict[type[ServiceError], int] = {
+    errors.MalformedBodyError: 400,
+    errors.SlowBodyError: 408,
+    errors.BodyTooLargeError: 413,
+    errors.UnsupportedMediaError: 415,
+    errors.InvalidInputError: 422,
+    errors.InferenceError: 500,
+    errors.OverloadedError: 503,
+    errors.NotReadyError: 503,
+    errors.DeadlineError: 504,
+}
+
+
+def add_handlers(app: FastAPI, runtime: Runtime) -> None:
+    def on_service_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ServiceError)
+        runtime.metrics.rejected.labels(error.code).inc()
+        if isinstance(error, errors.InvalidInputError):
+            runtime.metrics.images.labels("rejected").inc(len(error.faults))
+        return of_service_error(request.scope, error)
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+def of_service_error(scope: Scope, error: ServiceError) -> Response:
+    status = STATUSES[type(error)]
+    faults = error.faults if isinstance(error, RequestError) else ()
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+    return problem(scope, status, str(error), code=error.code, faults=faults, headers=headers)
+
+
+def internal_error(scope: Scope) -> Response:
+    """Says nothing of what happened; the log does, under the request's id."""
+    return problem(scope, 500, "internal error; the log has it under this request_id", code="internal-error")
+
+
+def problem(
+    scope: Scope,
+    status: int,
+    detail: str,
+    *,
+    code: str,
+    faults: Iterable[FieldFault] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    body = {
+        "type": f"urn:lgm-guard:problem:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": detail,
+        "error": detail,
+        "errors": [{"field": fault.field, "detail": fault.detail} for fault in faults],
+        "request_id": scope["state"]["request_id"],
+    }
+    return Response(to_json(body), status, headers, MEDIA_TYPE)
+
+
+def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
+    detail = {404: "no such route", 405: "this route does not take this method"}.get(
+        error.status_code, str(error.detail)
+    )
+    return problem(request.scope, error.status_code, detail, code=code, headers=dict(error.headers or {}))
+
+
+def _on_disconnect(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED_REQUEST)

@@ -1,0 +1,123 @@
+"""The settings of the process: command line over environment (LGM_...) over TOML file over default."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+
+from detectors.bundle import SHIPPED_BUNDLE
+from model.images import MAX_PIXELS
+from service.cpus import available_cpus
+from service.errors import SettingsError
+
+PREFIX = "LGM_"
+MEBIBYTE = 1024 * 1024
+
+Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
+    )
+
+    config: Path | None = Field(default=None, description="TOML file with any of these settings.")
+    bundle: Path = Field(default=SHIPPED_BUNDLE, description="Folder of the bundle to serve.")
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    device: str = Field(
+        default="cpu",
+        pattern=r"^(cpu|mps|cuda(:\d+)?)$",
+        description="Where the network runs: cpu, cuda, cuda:N, mps.",
+    )
+    threads: int = Field(
+        default_factory=available_cpus,
+        ge=1,
+        le=1024,
+        description="Processor threads of the network; by default what the container may use.",
+    )
+    max_batch_size: int = Field(default=64, ge=1, le=4096, description="Most images judged at once.")
+    max_wait_seconds: Seconds = Field(
+        default=0.002, ge=0, le=1, description="How long a busy service collects a batch; an idle one starts at once."
+    )
+    queue_capacity: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Most images that may wait; beyond, requests get 503."
+    )
+    max_instances: int = Field(default=256, ge=1, le=65536, description="Most images in one request.")
+    max_body_bytes: int = Field(
+        default=16 * MEBIBYTE, ge=1024, le=1024 * MEBIBYTE, description="Most bytes in one request's body."
+    )
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, le=1_000_000_000, description="Most pixels of one image file, seen before decoding."
+    )
+    request_timeout_seconds: Seconds = Field(
+        default=30, gt=0, le=3600, description="Longest that a body may take to arrive, and then its answer."
+    )
+    policy: Literal["flag", "withhold"] = Field(
+        default="flag", description="Whether a flagged image's label is answered or withheld."
+    )
+    drain_seconds: Seconds = Field(
+        default=1, ge=0, le=600, description="How long it goes on serving, not ready, after SIGTERM."
+    )
+    shutdown_timeout_seconds: int = Field(
+        default=30, ge=1, le=3600, description="Longest that running requests may take to end at shutdown."
+    )
+    log_format: Literal["console", "json"] = Field(default="console", description="Form of the log's lines.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severity that is logged; info has a line for each request."
+    )
+
+    @model_validator(mode="after")
+    def _requests_fit_the_queue(self) -> Self:
+        if self.max_instances > self.queue_capacity:
+            raise ValueError(
+                f"max_instances ({self.max_instances}) is more than queue_capacity ({self.queue_capacity}); "
+                "such a request could never be accepted"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = init_settings().get("config") or os.environ.get(PREFIX + "CONFIG")
+        from_file = InitSettingsSource(settings_cls, _read_toml(Path(path)) if path else {})
+        return init_settings, env_settings, from_file
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings with these on top. Raises SettingsError naming each wrong setting and its limit."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_describe(dict(problem)) for problem in error.errors())) from None
+
+
+def option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else ""
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}; `lgm serve --help` lists all"
+    if not name:
+        return str(problem["msg"]).removeprefix("Value error, ")
+    return f"{name} ({option(name)}, {PREFIX}{name.upper()}): {problem['msg']}, got {problem['input']!r}"
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"config: {path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise SettingsError(f"config: {path} is not TOML: {error}") from None

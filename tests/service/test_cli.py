@@ -1,0 +1,135 @@
+"""The lgm command: what the caller does wrong is one line and exit status 2."""
+
+import logging
+import shutil
+import socket
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from detectors import Screener, load_bundle
+from model.errors import DataError
+from service import cli
+from service.cli import OneLineErrors, app
+from service.settings import Settings, option
+
+runner = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def _process_settings_restored():
+    """`lgm serve` sets the log and the threads of its process, which here is the tests'."""
+    root, threads = logging.getLogger(), torch.get_num_threads()
+    level, handlers = root.level, root.handlers[:]
+    yield
+    torch.set_num_threads(threads)
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+def check_one_line(result, *parts: str) -> None:
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_help_shows_every_setting_with_default_and_variable():
+    text = " ".join(runner.invoke(app, ["serve", "--help"], terminal_width=200).stdout.split())
+    for name, field in Settings.model_fields.items():
+        assert option(name) in text
+        assert f"LGM_{name.upper()}" in text
+        assert field.description in text
+    assert "[default: 8000]" in text
+    assert "flag|withhold" in text
+
+
+def test_the_rooms_commands_stand_beside_serve():
+    text = runner.invoke(app, ["--help"]).stdout
+    for command in ("train", "fit", "screen", "describe", "serve"):
+        assert command in text
+
+
+def test_version():
+    assert runner.invoke(app, ["--version"]).stdout.strip().count(".") == 2
+
+
+def test_an_option_is_checked_as_a_setting(digits_bundle):
+    result = runner.invoke(app, ["serve", "--bundle", str(digits_bundle), "--port", "70000", "--policy", "x"])
+    check_one_line(result, "port (--port, LGM_PORT)", "65535, got '70000'", "policy (--policy, LGM_POLICY)")
+
+
+def test_a_variable_is_checked_as_a_setting():
+    check_one_line(runner.invoke(app, ["serve"], env={"LGM_THREADS": "many"}), "LGM_THREADS", "got 'many'")
+
+
+def test_an_unknown_key_of_the_file(tmp_path):
+    path = tmp_path / "lgm.toml"
+    path.write_text("prot = 1")
+    check_one_line(runner.invoke(app, ["serve", "--config", str(path)]), "unknown setting 'prot'")
+
+
+def test_a_bundle_that_is_not_there(tmp_path):
+    result = runner.invoke(app, ["serve", "--port", "0", "--bundle", str(tmp_path / "nothing")])
+    check_one_line(result, "nothing/bundle.json cannot be read")
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "network.safetensors", "detectors.safetensors"])
+def test_a_bundle_with_one_byte_changed_is_refused_by_name(digits_bundle, tmp_path, name):
+    bundle = shutil.copytree(digits_bundle, tmp_path / "broken")
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    check_one_line(runner.invoke(app, ["serve", "--port", "0", "--bundle", str(bundle)]), f"broken/{name}")
+
+
+def test_a_bundle_that_does_not_reproduce_its_scores(digits_bundle, monkeypatch):
+    def load_spoilt(*arguments, **options) -> Screener:
+        screener = load_bundle(*arguments, **options)
+        screener.network.mixture.means.mul_(2)
+        return screener
+
+    monkeypatch.setattr("service.engine.load_bundle", load_spoilt)
+    result = runner.invoke(app, ["serve", "--port", "0", "--bundle", str(digits_bundle)])
+    check_one_line(result, "does not reproduce its reference scores")
+
+
+def test_a_device_that_is_not_there(digits_bundle):
+    result = runner.invoke(app, ["serve", "--port", "0", "--bundle", str(digits_bundle), "--device", "cuda:63"])
+    check_one_line(result, "device: cuda:63 is not available here")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_port_that_is_taken(digits_bundle, host):
+    with socket.create_server((host, 0)) as taken:
+        port = str(taken.getsockname()[1])
+        result = runner.invoke(app, ["serve", "--bundle", str(digits_bundle), "--host", host, "--port", port])
+    check_one_line(result, f"cannot listen on {host}:{port}: Address already in use")
+
+
+def test_a_host_that_does_not_exist(digits_bundle):
+    result = runner.invoke(app, ["serve", "--bundle", str(digits_bundle), "--host", "256.1.1.1"])
+    check_one_line(result, "cannot listen on 256.1.1.1:8000")
+
+
+def test_errors_of_every_command_are_one_line():
+    check_one_line(runner.invoke(app, ["train", "/does/not/exist.toml"]), "/does/not/exist.toml")
+    check_one_line(runner.invoke(app, ["screen", "/does/not/exist", "x.png"]), "/does/not/exist")
+
+
+def test_a_message_of_several_lines_becomes_one():
+    command = cli.typer.Typer(cls=OneLineErrors)
+
+    @command.callback()
+    def main() -> None:
+        """So that it is a group."""
+
+    @command.command()
+    def fail() -> None:
+        raise DataError("first\n  second")
+
+    result = runner.invoke(command, ["fail"])
+    assert (result.exit_code, result.stderr) == (2, "error: first second\n")

@@ -1,0 +1,50 @@
+"""The tables of service/README.md say what is so."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service import errors
+from service.metrics import Metrics
+from service.problems import STATUSES
+from service.settings import Settings
+
+README = (Path(errors.__file__).parent / "README.md").read_text(encoding="utf-8")
+
+
+def rows(heading: str) -> list[list[str]]:
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def told_default(name: str) -> str:
+    default = Settings.model_fields[name].default
+    special = {"config": "none", "bundle": "the shipped one", "threads": "the container's"}
+    return special.get(name, f"`{default}`")
+
+
+def test_the_settings_are_all_there_with_their_defaults():
+    expected = [[f"`{name}`", told_default(name), field.description] for name, field in Settings.model_fields.items()]
+    assert rows("Settings") == expected
+
+
+def test_the_metrics_are_all_there_with_their_labels():
+    metrics = Metrics()
+    metrics.model_activated("name", "version", 0.01, ["likelihood"])
+    metrics.requests.labels("route", "200").inc()
+    metrics.request_duration.labels("route").observe(1)
+    metrics.rejected.labels("reason").inc()
+    found = {}
+    for family in metrics.registry.collect():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        found[name] = {label for sample in family.samples for label in sample.labels} - {"le"}
+    told = {series.strip("`"): set(re.findall(r"`(\w+)`", labels)) for series, labels, _ in rows("Metrics")}
+    assert told == found
+
+
+@pytest.mark.parametrize(("error", "status"), STATUSES.items())
+def test_every_problem_is_there_with_its_status(error, status):
+    told = {(int(row[0]), code) for row in rows("Errors") for code in re.findall("`([a-z-]+)`", row[1])}
+    assert (status, error.code) in told

@@ -1,0 +1,118 @@
+import pytest
+
+from service.cpus import available_cpus
+from service.errors import SettingsError
+from service.settings import Settings, load_settings
+
+
+@pytest.fixture
+def toml(tmp_path):
+    def write(text: str):
+        path = tmp_path / "lgm.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_defaults_are_the_documented_ones():
+    settings = load_settings()
+    assert (settings.host, settings.port, settings.policy, settings.device) == ("127.0.0.1", 8000, "flag", "cpu")
+    assert settings.threads == available_cpus()
+    assert settings.bundle.parts[-3:] == ("detectors", "bundles", "mnist")
+
+
+def test_command_line_over_environment_over_file_over_default(monkeypatch, toml):
+    path = toml('port = 1\nmax_batch_size = 2\npolicy = "withhold"\n')
+    monkeypatch.setenv("LGM_CONFIG", str(path))
+    monkeypatch.setenv("LGM_MAX_BATCH_SIZE", "3")
+    monkeypatch.setenv("LGM_PORT", "4")
+    settings = load_settings(port="5")
+    assert (settings.port, settings.max_batch_size, settings.policy) == (5, 3, "withhold")
+    assert settings.max_instances == Settings.model_fields["max_instances"].default
+
+
+def test_the_file_named_on_the_command_line_wins(monkeypatch, toml):
+    monkeypatch.setenv("LGM_CONFIG", "/does/not/exist.toml")
+    assert load_settings(config=toml("port = 9")).port == 9
+
+
+def test_an_empty_variable_is_as_if_unset(monkeypatch):
+    monkeypatch.setenv("LGM_PORT", "")
+    assert load_settings().port == 8000
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prot = 1", "unknown setting 'prot'"),
+        ("port = ", "is not TOML"),
+        ("port = 70000", r"port \(--port, LGM_PORT\): .*65535, got 70000"),
+        ("[table]\nport = 1", "unknown setting 'table'"),
+    ],
+)
+def test_a_wrong_file_is_refused(toml, text, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(config=toml(text))
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(SettingsError, match=r"nothing\.toml cannot be read"):
+        load_settings(config=tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "-1"),
+        ("device", "gpu"),
+        ("threads", "0"),
+        ("max_batch_size", "0"),
+        ("max_wait_seconds", "nan"),
+        ("max_wait_seconds", "2"),
+        ("queue_capacity", "0"),
+        ("max_instances", "many"),
+        ("max_body_bytes", "1"),
+        ("max_pixels", "0"),
+        ("request_timeout_seconds", "0"),
+        ("policy", "hide"),
+        ("drain_seconds", "-1"),
+        ("shutdown_timeout_seconds", "0"),
+        ("log_format", "xml"),
+        ("log_level", "loud"),
+    ],
+)
+def test_a_value_out_of_range_names_setting_variable_and_value(name, value):
+    with pytest.raises(SettingsError, match=rf"{name} \(--.*LGM_{name.upper()}\): .*got '{value}'"):
+        load_settings(**{name: value})
+
+
+def test_all_wrong_settings_are_named_at_once():
+    with pytest.raises(SettingsError, match=r"port .*; policy "):
+        load_settings(port="x", policy="y")
+
+
+def test_requests_that_the_queue_could_never_take_are_refused():
+    with pytest.raises(SettingsError, match=r"max_instances .* more than queue_capacity"):
+        load_settings(max_instances=10, queue_capacity=9)
+
+
+def test_every_setting_is_described():
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+@pytest.mark.parametrize(("quota", "most"), [("50000 100000", 1), ("100000 100000", 1), ("max 100000", 10**6)])
+def test_processors_respect_the_containers_quota(tmp_path, quota, most):
+    (tmp_path / "cpu.max").write_text(quota)
+    assert 1 <= available_cpus(tmp_path) <= most
+
+
+def test_without_a_quota_all_processors_count(tmp_path):
+    assert available_cpus(tmp_path) >= available_cpus()
+
+
+def test_processors_respect_a_quota_of_the_old_form(tmp_path):
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("100000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert available_cpus(tmp_path) == 1
