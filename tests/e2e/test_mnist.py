@@ -1,0 +1,49 @@
+"""The whole way on the data that the shipped model is for: files over HTTP, against the library."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from PIL import Image
+
+from detectors import Screener
+from model.config import parse_data_config
+from model.data import ImageSet, load_splits, to_unit
+from tests.server import TIMEOUT, Server
+
+pytestmark = pytest.mark.data
+
+
+@pytest.fixture(scope="module")
+def thousand(data_directory: Path) -> ImageSet:
+    test = load_splits(parse_data_config({"name": "mnist", "directory": str(data_directory)})).test
+    return test.select(torch.arange(1000))
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    server = Server("--threads", "1", "--drain-seconds", "0")
+    try:
+        yield server.await_url()
+    finally:
+        server.stop()
+
+
+def test_a_thousand_files_over_http(url: str, thousand: ImageSet, shipped_screener: Screener) -> None:
+    answers = []
+    with httpx.Client(base_url=url, timeout=TIMEOUT, headers={"content-type": "image/png"}) as client:
+        for image in thousand.images:
+            buffer = io.BytesIO()
+            Image.fromarray(image[0].numpy()).save(buffer, "PNG")
+            answers += client.post("/v1/predict", content=buffer.getvalue()).json()["predictions"]
+    images = to_unit(thousand.images)
+    batched = shipped_screener.screen(images).log_likelihood
+    alone = torch.cat([shipped_screener.screen(image).log_likelihood for image in images.split(1)])
+    served = torch.tensor([answer["log_likelihood"] for answer in answers])
+    torch.testing.assert_close(served, batched, rtol=1e-4, atol=0)
+    torch.testing.assert_close(served, alone, rtol=1e-4, atol=0)
+    right = [answer["class_index"] == label for answer, label in zip(answers, thousand.labels.tolist(), strict=True)]
+    assert sum(right) >= 990
