@@ -7,7 +7,6 @@ Names: "small28" and "small32" (our own, for 28 x 28 and 32 x 32), "resnet20" (H
 from collections.abc import Callable
 
 import torch
-import torchvision
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -108,22 +107,26 @@ def _resnet20(num_channels: int, width: int) -> Backbone:
 
 
 def _from_library(library: str, architecture: str, num_channels: int) -> Backbone:
-    if library == "torchvision":
-        known = torchvision.models.list_models(module=torchvision.models)
-        if architecture not in known or architecture in UNSUITED:
-            raise ConfigurationError(
-                f"torchvision has no classifier {architecture!r} that can be used; there are: "
-                + ", ".join(name for name in known if name not in UNSUITED)
-            )
-        network = torchvision.models.get_model(architecture, weights=None)
-        _replace_classifier(network)
-    elif library == "timm":
-        network = _from_timm(architecture, num_channels)
-    else:
+    builders = {"torchvision": _from_torchvision, "timm": _from_timm}
+    if library not in builders:
         raise ConfigurationError(f"network library {library!r} is not known; use torchvision:NAME or timm:NAME")
-    if library == "torchvision":
-        _replace_first_convolution(network, num_channels)
+    network = builders[library](architecture, num_channels)
     return Backbone([network], _num_outputs(network, num_channels))
+
+
+def _from_torchvision(architecture: str, num_channels: int) -> nn.Module:
+    from torchvision import models  # takes seconds to import, and a server of our own networks needs none of it
+
+    known = models.list_models(module=models)
+    if architecture not in known or architecture in UNSUITED:
+        raise ConfigurationError(
+            f"torchvision has no classifier {architecture!r} that can be used; there are: "
+            + ", ".join(name for name in known if name not in UNSUITED)
+        )
+    network: nn.Module = models.get_model(architecture, weights=None)
+    _replace_classifier(network)
+    _replace_first_convolution(network, num_channels)
+    return network
 
 
 def _from_timm(architecture: str, num_channels: int) -> nn.Module:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
-from torchvision import datasets
 
 from model.config import DataConfig
 from model.errors import DataError, ImageError
@@ -117,7 +116,7 @@ def _part(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Image
 _Loader = Callable[[DataConfig], tuple[ImageSet, ImageSet, bool]]
 
 
-def _torchvision(kind: type[datasets.VisionDataset]) -> _Loader:
+def _torchvision(kind: str) -> _Loader:
     """torchvision's own sets: they verify files and know where to download from."""
 
     def load(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
@@ -128,9 +127,11 @@ def _torchvision(kind: type[datasets.VisionDataset]) -> _Loader:
     return load
 
 
-def _from_torchvision(kind: type[datasets.VisionDataset], root: Path, *, train: bool, config: DataConfig) -> ImageSet:
+def _from_torchvision(kind: str, root: Path, *, train: bool, config: DataConfig) -> ImageSet:
+    from torchvision import datasets  # takes seconds to import; a server needs none of it
+
     try:
-        loaded = kind(str(root), train=train, download=config.download)
+        loaded = getattr(datasets, kind)(str(root), train=train, download=config.download)
     except Exception as error:  # torchvision raises or asserts whatever the damaged byte leads to
         raise DataError(
             f"{config.name} is not complete in {root} ({str(error) or type(error).__name__}); "
@@ -237,10 +238,10 @@ def read_image(path: Path, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:
 
 
 _LOADERS: dict[str, _Loader] = {
-    "mnist": _torchvision(datasets.MNIST),
-    "fashion-mnist": _torchvision(datasets.FashionMNIST),
-    "cifar10": _torchvision(datasets.CIFAR10),
-    "cifar100": _torchvision(datasets.CIFAR100),
+    "mnist": _torchvision("MNIST"),
+    "fashion-mnist": _torchvision("FashionMNIST"),
+    "cifar10": _torchvision("CIFAR10"),
+    "cifar100": _torchvision("CIFAR100"),
     "digits": _digits,
     "image-folder": _image_folder,
 }

@@ -28,16 +28,15 @@ def negative_half_squares(features: Float[Tensor, "n d"], num_variances: int) ->
 
 
 def natural_parameters(
-    means: Float[Tensor, "k d"],
-    inverse_variances: Float[Tensor, "k v"] | None,
-    log_weights: Float[Tensor, " k"],
+    means: Float[Tensor, "k d"], inverse_variances: Float[Tensor, "k v"] | None
 ) -> tuple[Float[Tensor, "k d"], Float[Tensor, " k"]]:
-    """(w, b): w_k = mu_k / lambda_k, b_k = log_weights_k - <mu_k, w_k> / 2.
-
-    log_weights: log p(k) - log|Lambda_k| / 2, in nats; what a class scores at its own mean.
-    """
-    weight = means if inverse_variances is None else means * inverse_variances
-    return weight, torch.add(log_weights, (means * weight).sum(1), alpha=-0.5)
+    """w_k = mu_k / lambda_k and <mu_k, w_k>, half of which the bias b_k lacks of log p(k) - log|Lambda_k| / 2."""
+    if inverse_variances is None:
+        return means, means.square().sum(1)
+    if inverse_variances.shape[1] == 1:
+        return means * inverse_variances, means.square().sum(1) * inverse_variances.squeeze(1)
+    weight = means * inverse_variances
+    return weight, (means * weight).sum(1)
 
 
 def half_log_determinant(log_variances: Float[Tensor, "k v"], num_features: int) -> Float[Tensor, " k"]:
@@ -81,13 +80,14 @@ def log_joint(
 
 def _scores(features: Tensor, means: Tensor, log_variances: Tensor | None, log_priors: Tensor) -> Tensor:
     if log_variances is None:
-        weight, bias = natural_parameters(means, None, log_priors)
-        return torch.addmm(bias, features, weight.T) + negative_half_squares(features, 1)
+        weight, squared_norms = natural_parameters(means, None)
+        scores = torch.addmm(log_priors - 0.5 * squared_norms, features, weight.T)
+        return scores + negative_half_squares(features, 1)
     inverse = torch.exp(-log_variances)
     log_weights = log_priors - half_log_determinant(log_variances, means.shape[1])
-    weight, bias = natural_parameters(means, inverse, log_weights)
-    squares = negative_half_squares(features, inverse.shape[1])
-    return torch.addmm(bias, features, weight.T) + squares @ inverse.T
+    weight, squared_norms = natural_parameters(means, inverse)
+    scores = torch.addmm(log_weights - 0.5 * squared_norms, features, weight.T)
+    return scores + negative_half_squares(features, inverse.shape[1]) @ inverse.T
 
 
 def log_likelihood(log_joints: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:

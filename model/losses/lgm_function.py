@@ -32,11 +32,13 @@ class Rows(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Some classes: which, their centred means (b, d) and inverse variances (b, v), None for unit ones."""
+    """Some classes, centred: which, w (b, d), <mu, w> (b,), 1 / lambda (b, v), and mu (b, d) of the diagonal form."""
 
     range: slice
-    means: Tensor
+    weight: Tensor
+    squared_norms: Tensor
     inverse: Tensor | None
+    means: Tensor | None
 
 
 class TrueClass(NamedTuple):
@@ -67,7 +69,7 @@ class LGMTerms(torch.autograd.Function):
         true = _true_class(features, means, raw, labels, floor)
         distances = 0.5 * (true.difference * true.scaled).sum(1)
         classification, residuals = _cross_entropy_(scores, labels.unsqueeze(1), alpha * distances)
-        saved = [tensor for block in blocks for tensor in (block.means, block.inverse)]
+        saved = [tensor for block in blocks for tensor in block[1:]]
         ctx.save_for_backward(labels, residuals, *rows, *true, *saved)
         ctx.floor, ctx.alpha = floor, alpha
         if half_log_determinants is None:
@@ -79,7 +81,7 @@ class LGMTerms(torch.autograd.Function):
     def backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
         labels, residuals, centred, squares, difference, scaled, inverse, *saved = ctx.saved_tensors
         ranges = _class_ranges(residuals.shape[1])
-        blocks = [Block(*parts) for parts in zip(ranges, saved[::2], saved[1::2], strict=True)]
+        blocks = [Block(chosen, *saved[4 * place : 4 * place + 4]) for place, chosen in enumerate(ranges)]
         gradients = _all_classes(Rows(centred, squares), blocks, residuals, grad_cls, ctx.floor)
         true_residuals = residuals.gather(1, labels.unsqueeze(1)).squeeze(1)
         tension = torch.addcmul(grad_lkd, grad_cls, true_residuals, value=-ctx.alpha)
@@ -122,9 +124,12 @@ def _scores(
             log_variances = gaussian.log_floored_(variances, raw[chosen])
             half_log_determinants[chosen] = gaussian.half_log_determinant(log_variances, means.shape[1])
             log_weights = log_weights - half_log_determinants[chosen]
-        blocks.append(Block(chosen, means[chosen] - centre, inverse))
-        weight, bias = gaussian.natural_parameters(blocks[-1].means, inverse, log_weights)
+        centred = means[chosen] - centre
+        weight, squared_norms = gaussian.natural_parameters(centred, inverse)
+        bias = torch.add(log_weights, squared_norms, alpha=-0.5)
         _block_scores(rows, weight, inverse, bias, scores[:, chosen])
+        diagonal = inverse is not None and inverse.shape[1] > 1
+        blocks.append(Block(chosen, weight, squared_norms, inverse, centred if diagonal else None))
     return scores, blocks, half_log_determinants
 
 
@@ -171,18 +176,19 @@ def _all_classes(rows: Rows, blocks: list[Block], residuals: Tensor, grad_cls: T
     grad_features = torch.zeros_like(weighted)
     grad_means = weighted.new_empty(num_classes, weighted.shape[1])
     grad_log_priors = grad_cls.new_empty(num_classes)
+    share = 0.0 if rows.squares is None else 0.5 * weighted.shape[1] / rows.squares.shape[1]
     for block in blocks:
         part = residuals[:, block.range]
         grad_bias = torch.mv(part.T, grad_cls, out=grad_log_priors[block.range]).unsqueeze(1)
         grad_weight = torch.mm(part.T, weighted, out=grad_means[block.range])
-        weight = block.means if block.inverse is None else block.means * block.inverse
-        grad_features.addmm_(part, weight)
+        grad_features.addmm_(part, block.weight)
         if quadratic is not None and block.inverse is not None:
             quadratic.grad_squares.addmm_(part, block.inverse)
             grad_inverse = torch.mm(part.T, quadratic.weighted, out=quadratic.grad_raw[block.range])
-            inner = torch.addcmul(grad_weight, grad_bias, block.means, value=-0.5).mul_(weight)
-            _raw_gradient_(grad_inverse, inner, grad_bias, block.inverse, floor)
-        _means_gradient_(grad_weight, grad_bias, block)
+            weight_share = _weight_share(grad_weight, grad_bias, block)
+            _raw_gradient_(grad_inverse, weight_share, grad_bias, block.inverse, share, floor)
+            grad_weight.mul_(block.inverse)
+        grad_weight.addcmul_(grad_bias, block.weight, value=-1)  # dL/dmu = dL/dw / lambda - dL/db w
     if quadratic is None:
         return grad_features.mul_(weights), grad_means, None, grad_log_priors
     grad_features.addcmul_(rows.centred, quadratic.grad_squares, value=-1)
@@ -194,23 +200,23 @@ def _quadratic(squares: Tensor, weights: Tensor, num_classes: int) -> Quadratic:
     return Quadratic(squares * weights, torch.zeros_like(squares), grad_raw)
 
 
-def _raw_gradient_(grad_inverse: Tensor, inner: Tensor, grad_bias: Tensor, inverse: Tensor, floor: float) -> None:
-    """dL/draw in place of dL/d(1/lambda); inner = (dL/dw - dL/db mu / 2) w, since b holds -<mu, w> / 2.
+def _weight_share(grad_weight: Tensor, grad_bias: Tensor, block: Block) -> Tensor:
+    """(dL/dw - dL/db mu / 2) w (b, d), or its sum over d (b, 1): what w and b, which holds -<mu, w> / 2, pass on."""
+    if block.means is None:
+        inner = (grad_weight * block.weight).sum(1, keepdim=True)
+        return inner.addcmul_(grad_bias, block.squared_norms.unsqueeze(1), value=-0.5)
+    return torch.addcmul(grad_weight, grad_bias, block.means, value=-0.5).mul_(block.weight)
 
-    dL/draw = -(1 - floor / lambda) [inner + dL/d(1/lambda) / lambda + dL/db / 2], summed over d where v = 1
+
+def _raw_gradient_(
+    grad_inverse: Tensor, weight_share: Tensor, grad_bias: Tensor, inverse: Tensor, share: float, floor: float
+) -> None:
+    """dL/draw = -(1 - floor / lambda) [weight share + dL/d(1/lambda) / lambda + share dL/db], in place.
+
+    share: d log|Lambda| / dlog lambda / 2, that is d/2 of an isotropic and 1/2 of a diagonal variance.
     """
-    share = 0.5 * inner.shape[1] / inverse.shape[1]
-    if inverse.shape[1] == 1:
-        inner = inner.sum(1, keepdim=True)
-    inner.addcmul_(grad_inverse, inverse).add_(grad_bias, alpha=share)
-    torch.addcmul(inner, inner, inverse, value=-floor, out=grad_inverse).neg_()
-
-
-def _means_gradient_(grad_weight: Tensor, grad_bias: Tensor, block: Block) -> None:
-    """dL/dmu = (dL/dw - dL/db mu) / lambda in place of dL/dw."""
-    grad_weight.addcmul_(grad_bias, block.means, value=-1)
-    if block.inverse is not None:
-        grad_weight.mul_(block.inverse)
+    weight_share.addcmul_(grad_inverse, inverse).add_(grad_bias, alpha=share)
+    torch.addcmul(weight_share, weight_share, inverse, value=-floor, out=grad_inverse).neg_()
 
 
 def _add_true_class_(

@@ -411,6 +411,7 @@ def test_three_lines_in_a_loop_of_ones_own_learn(form: str) -> None:
     labels = torch.randint(3, (96,), generator=generator)
     inputs = 3 * F.one_hot(labels, 3) + torch.randn(96, 3, generator=generator)
     network = torch.nn.Linear(3, 2)
+    torch.nn.init.normal_(network.weight, generator=generator)
     mixture = GaussianMixture(3, 2, variance=form, generator=generator)
     criterion = LGMLoss(mixture, alpha=0.3, lambda_=0.1)
     optimizer = torch.optim.SGD([*network.parameters(), *mixture.parameters()], lr=0.1)

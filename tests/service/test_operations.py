@@ -171,7 +171,7 @@ def test_a_logged_failure_is_one_line_of_json():
 
 UNIMPORTABLE = """
 import sys
-for name in ("detectors.evaluation", "torchattacks", "sklearn", "tensorboard", "torch.utils.tensorboard"):
+for name in ("detectors.evaluation", "torchattacks", "torchvision", "sklearn", "tensorboard", "torch.utils.tensorboard"):
     sys.modules[name] = None
 import service.cli, service.server
 from fastapi.testclient import TestClient
