@@ -1,4 +1,4 @@
-"""lgm fit, lgm screen, lgm describe."""
+"""lgm fit, lgm screen, lgm describe, lgm evaluate."""
 
 import json
 import shlex
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -141,6 +142,17 @@ def describe(
     for name, value in facts.items():
         table.add_row(name, value if isinstance(value, str) else json.dumps(value, indent=1))
     Console().print(table)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def evaluate(context: typer.Context) -> None:
+    """Attack a bundle and measure what its flag is worth."""
+    # Offline only: a server never loads the evaluation room or torchattacks, so neither is imported above.
+    if find_spec("torchattacks") is None:
+        raise ConfigurationError("lgm evaluate needs torchattacks: pip install 'lgm-guard[eval]'")
+    from detectors.evaluation.cli import app as evaluation
+
+    raise typer.Exit(evaluation(args=context.args, prog_name="lgm evaluate", standalone_mode=False) or 0)
 
 
 def _bundle_facts(path: Path) -> dict[str, Any]:

@@ -171,7 +171,8 @@ def test_a_logged_failure_is_one_line_of_json():
 
 UNIMPORTABLE = """
 import sys
-for name in ("detectors.evaluation", "torchattacks", "torchvision", "sklearn", "tensorboard", "torch.utils.tensorboard"):
+unwanted = "detectors.evaluation torchattacks torchvision sklearn tensorboard torch.utils.tensorboard".split()
+for name in unwanted:
     sys.modules[name] = None
 import service.cli, service.server
 from fastapi.testclient import TestClient

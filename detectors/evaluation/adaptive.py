@@ -1,0 +1,151 @@
+"""Attacks that know the detector: they seek images whose class is wrong and that are not flagged.
+
+Carlini and Wagner 2017, "Adversarial Examples Are Not Easily Detected"; Bryniarski et al. 2021, "Evading
+Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent".
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from detectors.evaluation import directions
+from detectors.evaluation.directions import Direction, Moment
+from detectors.evaluation.hunt import Hunt
+from detectors.evaluation.random_search import random_search
+from detectors.evaluation.threat import (
+    AttackError,
+    Norm,
+    check_batch,
+    check_eps,
+    check_steps,
+    confine,
+    random_start,
+    undisturbed,
+)
+from detectors.screener import Screener
+
+JOINT_WEIGHTS = (0.1, 0.25, 0.63, 1.6)  # of unit gradients; where the two oppose each other, 1 cancels them
+CONVINCING = 0.5  # p-value from which an image is left alone, so that one run tells SR@5 and SR@50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveSpec:
+    """One attack. direction is ascended with each of the weights; without one, no gradient is used."""
+
+    name: str
+    direction: Direction | None
+    weights: tuple[float, ...] = (1.0,)
+    knowledge: Literal["full"] = "full"
+
+    @property
+    def white_box(self) -> bool:
+        """Whether it follows gradients."""
+        return self.direction is not None
+
+
+_ROWS = (
+    AdaptiveSpec(name="joint", direction=directions.joint, weights=JOINT_WEIGHTS),
+    AdaptiveSpec(name="selective-pgd", direction=directions.selective),
+    AdaptiveSpec(name="orthogonal-pgd", direction=directions.orthogonal, weights=(1.0, 0.0)),
+    AdaptiveSpec(name="feature-matching", direction=directions.feature_matching),
+    AdaptiveSpec(name="random-search", direction=None),
+)
+ADAPTIVE: dict[str, AdaptiveSpec] = {row.name: row for row in _ROWS}
+
+
+def check_adaptive(name: str, eps: float | None, norm: Norm = "linf") -> AdaptiveSpec:
+    """The adaptive attack of that name.
+
+    Raises AttackError: unknown name (with those that exist), another norm than linf or l2, eps out of its range.
+    """
+    if name not in ADAPTIVE:
+        raise AttackError(f"unknown adaptive attack {name!r}; there are {', '.join(ADAPTIVE)}")
+    if norm == "none":
+        raise AttackError(f"{name} needs a budget: norm linf or l2")
+    check_eps(name, eps, norm)
+    return ADAPTIVE[name]
+
+
+def run_adaptive(
+    screener: Screener,
+    name: str,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    norm: Norm = "linf",
+    steps: int = 40,
+    restarts: int = 1,
+    seed: int = 0,
+    false_alarm_rate: float = 0.05,
+    draws: int = 1,
+) -> Float[Tensor, "n c h w"]:
+    """Attack images (n, c, h, w) with true labels (n,); the best found of each, over steps, weights and restarts.
+
+    Best: class wrong and p-value above false_alarm_rate, then class wrong, then the rest; the higher p-value
+    among equals. An image is left alone once its class is wrong at a p-value above CONVINCING and the rate.
+    Restarts after the first begin at random points of the ball; every weight and restart takes all steps, and
+    random-search ten queries a step. draws: gradients are averaged over so many, for a screener that is random.
+
+    Raises AttackError as `check_adaptive` does, for steps, restarts or draws below one, and for a bad batch.
+    """
+    spec = check_adaptive(name, eps, norm)
+    check_batch(images, labels, screener.network.mixture.num_classes)
+    check_steps(steps)
+    if restarts < 1 or draws < 1:
+        raise AttackError(f"restarts and draws must be at least 1, got {restarts} and {draws}")
+    generator = torch.Generator().manual_seed(seed)
+    with undisturbed(screener, seed=seed):
+        clean = images.detach().to(screener.device, torch.float32).clone()
+        hunt = Hunt(screener, clean, labels.to(screener.device), enough=max(false_alarm_rate, CONVINCING))
+        for restart in range(restarts):
+            if spec.direction is None:
+                random_search(hunt, eps=eps, norm=norm, steps=steps, generator=generator)
+                continue
+            chase = _Chase(direction=spec.direction, draws=draws, rank=restart, eps=eps, norm=norm, steps=steps)
+            for weight in spec.weights:
+                start = clean if restart == 0 else random_start(clean, eps=eps, norm=norm, generator=generator)
+                chase.run(hunt, start, weight=weight)
+        return hunt.best.to(images.device)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Chase:
+    """One ascent of every image that is still open."""
+
+    direction: Direction
+    draws: int
+    rank: int
+    eps: float
+    norm: Norm
+    steps: int
+
+    def run(self, hunt: Hunt, start: Float[Tensor, "n c h w"], *, weight: float) -> None:
+        current = start.clone()
+        for step in range(self.steps + 1):
+            rows = hunt.open_rows()
+            if len(rows) == 0:
+                return
+            wrong = hunt.judge(rows, current[rows]).wrong
+            if step == self.steps:
+                return
+            moment = Moment(
+                screener=hunt.screener,
+                labels=hunt.labels[rows],
+                wrong=wrong,
+                weight=weight,
+                draws=self.draws,
+                rank=self.rank,
+            )
+            moved = current[rows] + self._size(step) * self._steepest(self.direction(moment, current[rows]))
+            current[rows] = confine(moved, hunt.images[rows], eps=self.eps, norm=self.norm)
+
+    def _size(self, step: int) -> float:
+        """Shrinks linearly, coarse to fine; all steps add up to 2.5 eps as `Plan.step_size` does."""
+        return min(self.eps, 5 * self.eps * (1 - step / self.steps) / (self.steps + 1))
+
+    def _steepest(self, direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+        return direction.sign() if self.norm == "linf" else directions.unit(direction)

@@ -1,0 +1,189 @@
+"""The evaluation itself: every task once, finished ones from disk, then figures, checks and results.json."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from detectors.evaluation import checks
+from detectors.evaluation.attack_checks import SATURATED, check_attacks
+from detectors.evaluation.checks import Check
+from detectors.evaluation.corruptions import CORRUPTIONS
+from detectors.evaluation.inputs import Inputs, batch
+from detectors.evaluation.judging import judge, judge_clean
+from detectors.evaluation.parts import Part, load_part, open_folder, save_part, write_json
+from detectors.evaluation.rows import Measured, Row, clean_figures, make_rows
+from detectors.evaluation.settings import Task, plan
+from detectors.evaluation.summaries import over_seeds, worst_cases
+from detectors.evaluation.surroundings import hardware, versions
+from detectors.evaluation.watcher import Watcher
+
+SCHEMA_VERSION = 1
+RESULTS = "results.json"
+NUM_CHECKED = 256
+
+
+class Evaluation:
+    """One run in one folder: `run` it, then it holds what was measured."""
+
+    def __init__(self, inputs: Inputs, output: Path, watcher: Watcher, *, command: str):
+        self._inputs = inputs
+        self._output = output
+        self._watcher = watcher
+        self._command = command
+        self._promise = inputs.screener.false_alarm_rate
+        self._samples = {seed: inputs.sample(seed) for seed in inputs.settings.seeds}
+        self.clean: dict[int, Part] = {}
+        self.measured: list[Measured] = []
+        self.results: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Do all that is not yet done and write results.json; the results. Raises EvaluationError.
+
+        A network that cannot be attacked honestly is not attacked: then the results hold no row and say why.
+        """
+        settings = self._inputs.settings
+        open_folder(self._output, settings.fingerprint(*self._inputs.facts), asdict(settings))
+        began, started = time.perf_counter(), datetime.now(UTC)
+        tasks = plan(settings)
+        self._watcher.start(sum(self._cost(task) for task in tasks) + sum(map(len, self._samples.values())))
+        self._measure_clean()
+        found = self._check_first()
+        rows: list[Row] = []
+        if not any(check.level == "refuse" for check in found):
+            rows = [row for measured in self._measure(tasks) for row in self._tell(measured)]
+        found += check_attacks(self.measured)
+        self.results = self._results(rows, found)
+        self.results["timing"] |= {
+            "started": started.isoformat(timespec="seconds"),
+            "this_session_seconds": time.perf_counter() - began,
+        }
+        write_json(self._output / RESULTS, self.results)
+        return self.results
+
+    def _measure_clean(self) -> None:
+        for seed, sample in self._samples.items():
+            self._watcher.begin(f"clean, seed {seed}")
+            part = load_part(self._output, f"clean-seed{seed}")
+            if part is None:
+                part = judge_clean(self._inputs, sample, self._watcher.advance)
+                save_part(self._output, f"clean-seed{seed}", part)
+            else:
+                self._watcher.advance(len(sample))
+            self.clean[seed] = part
+
+    def _measure(self, tasks: list[Task]) -> Iterator[Measured]:
+        """Every task, and where asked the larger budgets of an attack that has not won yet."""
+        for index, task in enumerate(tasks):
+            yield self._finish(task)
+            if self._inputs.settings.curve and not self._has_sibling(task, tasks[index + 1 :]):
+                yield from self._go_on(task)
+
+    def _go_on(self, task: Task) -> Iterator[Measured]:
+        """Double eps until the attack wins or has the whole range; for attacks unaware of the detector."""
+        if task.eps is None or task.knowledge != "zero":
+            return
+        pixels = self._inputs.test.images[0].numel()
+        most = 1.0 if task.norm == "linf" else pixels**0.5
+        while self.measured[-1].part.right.mean() >= SATURATED and (task.eps or most) < most:
+            task = replace(task, eps=min(most, 2 * (task.eps or most)), on_curve=True)
+            self._watcher.extend(self._cost(task))
+            yield self._finish(task)
+
+    def _has_sibling(self, task: Task, later: list[Task]) -> bool:
+        return any(replace(task, eps=other.eps) == other for other in later)
+
+    def _finish(self, task: Task) -> Measured:
+        """One task, from disk if it was finished before."""
+        self._watcher.begin(f"{task.title}{'' if task.eps is None else f' {task.eps:g}'}, seed {task.seed}")
+        part = load_part(self._output, task.key)
+        sample, clean = self._samples[task.seed], self.clean[task.seed]
+        if part is None:
+            part = judge(self._inputs, task, sample, clean, lambda count: self._watcher.advance(count * task.cost))
+            save_part(self._output, task.key, part)
+        else:
+            self._watcher.advance(self._cost(task))
+        keeps = None
+        if task.group == "corruption":
+            keeps = bool(CORRUPTIONS[task.name].keeps_class[(task.severity or 1) - 1])
+        self.measured.append(Measured(task=task, part=part, clean=clean, keeps_class=keeps))
+        return self.measured[-1]
+
+    def _tell(self, measured: Measured) -> list[Row]:
+        rows = make_rows(measured, promise=self._promise)
+        self._watcher.finish(rows)
+        return rows
+
+    def _cost(self, task: Task) -> int:
+        return task.cost * len(self._inputs.images_of(task, self._samples[task.seed]))
+
+    def _check_first(self) -> list[Check]:
+        """What can be told before any attack."""
+        inputs, seed = self._inputs, self._inputs.settings.seeds[0]
+        sample = self._samples[seed]
+        images, labels = batch(sample.images, 0, NUM_CHECKED), sample.labels[:NUM_CHECKED]
+        figures = [row for one in self.clean for row in self._clean_figures(one)]
+        return [
+            checks.check_modes(inputs.screener, images),
+            checks.check_gradients(inputs.screener, images, labels),
+            checks.check_test_split(inputs.test.digest(), inputs.manifest.split_digests),
+            checks.check_accuracy(self.clean[seed].right, inputs.manifest.measured),
+            checks.check_resolution(inputs.manifest.calibration_sizes),
+            *checks.check_false_alarms(figures, self._promise),
+        ]
+
+    def _clean_figures(self, seed: int) -> list[Row]:
+        labels = self._inputs.screener.labels
+        return clean_figures(self.clean[seed], seed, labels, promise=self._promise)
+
+    def _results(self, rows: list[Row], found: list[Check]) -> dict[str, Any]:
+        inputs = self._inputs
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "command": self._command,
+            "bundle": _bundle_facts(inputs),
+            "data": {
+                "name": inputs.settings.data,
+                "num_test": len(inputs.test),
+                "digest": inputs.test.digest(),
+                "num_a_seed": len(self._samples[inputs.settings.seeds[0]]),
+            },
+            "settings": asdict(inputs.settings),
+            "verdict": "refused" if any(check.level == "refuse" for check in found) else "measured",
+            "checks": [asdict(check) for check in found],
+            "clean": [row for seed in self.clean for row in self._clean_figures(seed)],
+            "rows": rows,
+            "worst_cases": worst_cases(self.measured, promise=self._promise),
+            "over_seeds": over_seeds(rows),
+            "timing": self._timing(),
+            "versions": versions(),
+            "hardware": hardware(inputs.screener.device),
+        }
+
+    def _timing(self) -> dict[str, Any]:
+        """ratio: attacking and screening against attacking alone, over all attacks."""
+        parts = [one.part for one in self.measured if one.task.group == "attack"]
+        total, attacking = sum(part.seconds for part in parts), sum(part.attack_seconds for part in parts)
+        return {
+            "task_seconds": sum(one.part.seconds for one in self.measured),
+            "attack_seconds": attacking,
+            "ratio": total / attacking if attacking else None,
+        }
+
+
+def _bundle_facts(inputs: Inputs) -> dict[str, Any]:
+    manifest = inputs.manifest
+    return {
+        "path": str(inputs.bundle),
+        "name": manifest.name,
+        "version": manifest.version,
+        "labels": list(manifest.labels),
+        "image_shape": list(manifest.image_shape),
+        "detectors": list(manifest.detectors),
+        "decider": manifest.decider,
+        "false_alarm_rate": manifest.false_alarm_rate,
+        "calibration_sizes": manifest.calibration_sizes,
+        "measured_accuracy": manifest.measured.get("accuracy"),
+    }

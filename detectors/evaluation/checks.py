@@ -1,0 +1,171 @@
+"""Self-checks: does this evaluation measure the bundle, or a fault of its own?
+
+`refuse`: do not rely on the figures. `warn`: read them with this in mind. `passed`; `not run`: nothing to compare.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.stats import binom
+from torch import Tensor
+from torch.nn import functional
+
+from detectors.evaluation import metrics
+from detectors.evaluation.parts import FUSED
+from detectors.evaluation.rows import LEVEL
+from detectors.screener import Screener
+
+Level = Literal["passed", "warn", "refuse", "not run"]
+SIGNIFICANCE = 0.001  # of the paired tests and of clean accuracy: one false alarm in a thousand checks
+ZERO_GRADIENTS_WARN, ZERO_GRADIENTS_REFUSE = 0.01, 0.10
+REPEAT_TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    """One self-check and how it went, in words."""
+
+    name: str
+    level: Level
+    message: str
+
+
+def check_modes(screener: Screener, images: Float[Tensor, "n c h w"]) -> Check:
+    """A network in training mode, or one whose answers differ between two passes, cannot be attacked honestly."""
+    name = "evaluation mode"
+    training = [path or "screener" for path, module in screener.named_modules() if module.training]
+    if training:
+        return Check(
+            name=name,
+            level="refuse",
+            message=f"{len(training)} modules are in training mode, {training[0]} among them: call screener.eval()",
+        )
+    first, second = screener.screen(images), screener.screen(images)
+    if not torch.allclose(
+        first.log_likelihood, second.log_likelihood, rtol=REPEAT_TOLERANCE, atol=1e-3, equal_nan=True
+    ):
+        return Check(
+            name=name, level="refuse", message="the network's outputs differ between two passes: is dropout active?"
+        )
+    random = [
+        key
+        for key, said in first.evidence.items()
+        if not torch.allclose(said.score, second.evidence[key].score, rtol=1e-3, atol=1e-3, equal_nan=True)
+    ]
+    if random:
+        return Check(
+            name=name,
+            level="warn",
+            message=f"scores of {', '.join(random)} differ between two passes: attack their expectation",
+        )
+    return Check(name=name, level="passed", message="no module in training mode; two passes agree")
+
+
+def zero_gradients(
+    screener: Screener, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
+) -> Bool[Tensor, " n"]:
+    """Whose input gradient of the cross entropy is zero in every pixel, or not finite: FGSM and its like are blind.
+
+    The log joint is taken relative to its largest, as the attacks take it.
+    """
+    given = images.detach().to(screener.device, torch.float32).requires_grad_()
+    with torch.enable_grad():
+        log_joint = screener.network(given).log_joint
+        relative = log_joint - log_joint.amax(1, keepdim=True)
+        loss = functional.cross_entropy(relative, labels.to(screener.device), reduction="sum")
+        if not loss.requires_grad:  # nothing leads back to the images
+            return torch.ones(len(images), dtype=torch.bool)
+        (gradient,) = torch.autograd.grad(loss, given)
+    rows = gradient.flatten(1)
+    return ((rows == 0).all(1) | ~rows.isfinite().all(1)).cpu()
+
+
+def check_gradients(screener: Screener, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> Check:
+    """Masked gradients: see `zero_gradients`."""
+    blind = float(zero_gradients(screener, images, labels).double().mean())
+    level: Level = "passed"
+    if blind > ZERO_GRADIENTS_WARN:
+        level = "refuse" if blind > ZERO_GRADIENTS_REFUSE else "warn"
+    told = f"the input gradient is zero in every pixel for {blind:.1%} of {len(images)} clean images"
+    return Check(name="zero gradients", level=level, message=told)
+
+
+def check_accuracy(right: np.ndarray, measured: Mapping[str, Any]) -> Check:
+    """Clean accuracy below the one the bundle measured itself, by more than chance."""
+    name = "clean accuracy"
+    if not isinstance(promised := measured.get("accuracy"), float):
+        return Check(name=name, level="not run", message="the bundle names no accuracy of its own")
+    hits, count = int(right.sum()), len(right)
+    told = f"{hits / count:.2%} of {count} images; the bundle measured {promised:.2%}"
+    if float(binom.cdf(hits, count, promised)) < SIGNIFICANCE:
+        return Check(name=name, level="warn", message=f"{told}: below it by more than chance; other data?")
+    return Check(name=name, level="passed", message=told)
+
+
+def check_test_split(digest: str, split_digests: Mapping[str, str]) -> Check:
+    """Images that the bundle was calibrated or trained on make its false alarms look better than they are."""
+    name = "test images"
+    if digest == split_digests.get("test"):
+        return Check(name=name, level="passed", message="the bundle's own test set, which nothing was fitted on")
+    return Check(
+        name=name,
+        level="warn",
+        message="not the bundle's own test set: make sure that it was neither trained nor calibrated on them",
+    )
+
+
+def check_resolution(calibration_sizes: Mapping[str, int]) -> Check:
+    """The smallest p-value is 1 / (n + 1): a class calibrated on fewer than 99 images can never be flagged at 1 %."""
+    name = "calibration size"
+    short = {label: count for label, count in calibration_sizes.items() if count < 99}
+    if not short:
+        return Check(name=name, level="passed", message="every class can be flagged at 5 % and at 1 %")
+    label, count = min(short.items(), key=lambda pair: pair[1])
+    return Check(
+        name=name,
+        level="warn",
+        message=f"{len(short)} classes are calibrated on fewer than 99 images (class {label!r}: {count}) "
+        "and are never flagged at 1 %: detection at 1 % is understated",
+    )
+
+
+def check_false_alarms(figures: Sequence[Mapping[str, Any]], promise: float) -> Iterator[Check]:
+    """Realised false alarms against the central 99 % binomial interval of the promise, overall and by class.
+
+    A warning, since the calibration set is a sample as well; refused only where the exact interval of the
+    realised share lies above twice the promise.
+    """
+    for found in figures:
+        if found["detector"] == FUSED:
+            yield _overall(found, promise)
+            yield _by_class(found, promise)
+
+
+def _overall(found: Mapping[str, Any], promise: float) -> Check:
+    alarms = found["overall"]
+    where = _place(alarms, promise)
+    least, _ = metrics.share_interval(alarms["num_flagged"], alarms["num_images"], level=LEVEL)
+    level: Level = "refuse" if least > 2 * promise else "warn" if where else "passed"
+    reason = ("", ": more than the promise allows", ": fewer than promised, so detection is understated")[where]
+    told = f"{alarms['num_flagged']} of {alarms['num_images']} clean images flagged, {promise:.3g} promised"
+    return Check(name="false alarms", level=level, message=f"seed {found['seed']}: {told}{reason}")
+
+
+def _by_class(found: Mapping[str, Any], promise: float) -> Check:
+    out = [name for name, alarms in found["by_class"].items() if _place(alarms, promise)]
+    told = f"class {', '.join(out)} outside the 99 % interval of the promise; by chance one class in a hundred is"
+    return Check(
+        name="false alarms by class",
+        level="warn" if out else "passed",
+        message=f"seed {found['seed']}: {told if out else 'every class inside its interval'}",
+    )
+
+
+def _place(alarms: Mapping[str, Any], promise: float) -> int:
+    """1 above the interval, -1 below it, 0 inside."""
+    low, high = metrics.promised_counts(promise, alarms["num_images"], level=LEVEL)
+    return int(alarms["num_flagged"] > high) - int(alarms["num_flagged"] < low)

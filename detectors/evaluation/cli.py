@@ -1,0 +1,148 @@
+"""lgm evaluate."""
+
+import shlex
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detectors.evaluation.benchmark import Evaluation
+from detectors.evaluation.compare import compare as compare_results
+from detectors.evaluation.compare import load_results
+from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
+from detectors.evaluation.inputs import load_inputs
+from detectors.evaluation.parts import check_folder, write_json, write_text
+from detectors.evaluation.report import write_report
+from detectors.evaluation.settings import EvaluationError, Settings
+from detectors.evaluation.table import LiveTable, build_table, checks_table, output_console, worth_telling
+from detectors.evaluation.verdict import plain_words
+from model.train import select_device
+
+REPORT = "report.html"
+COMPARISON = "comparison"
+REFUSED = 3
+
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="mnist, fashion-mnist, cifar10, cifar100, digits, image-folder.")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Its folder; $LGM_DATA_DIR by default.")] = None,
+    attacks: Annotated[str, typer.Option(help="Attacks unaware of the detector: fgsm,bim,pgd,square,cw ...")] = "",
+    eps: Annotated[str, typer.Option(help="Budgets for images in [0, 1]: 0.1,0.2 or 8/255.")] = "",
+    eps_l2: Annotated[str, typer.Option(help="Budgets of attacks with an l2 norm; --eps by default.")] = "",
+    steps: Annotated[str, typer.Option(help="Steps of attacks that follow gradients: 40, or 10,40 to compare.")] = "",
+    adaptive: Annotated[str, typer.Option(help="Attacks that know the detector: joint,selective-pgd ...")] = "",
+    restarts: Annotated[int, typer.Option(help="Restarts of attacks that know the detector.")] = 1,
+    aim: Annotated[str, typer.Option(help="False-alarm rates at which these try to stay unflagged.")] = "0.05",
+    corruptions: Annotated[str, typer.Option(help="Corruptions: gaussian-blur,rotation ...")] = "",
+    severities: Annotated[str, typer.Option(help="Their severities, 1 to 5.")] = "1,2,3,4,5",
+    foreign: Annotated[str, typer.Option(help="Images of no class: noise, inverted, a data set, a folder.")] = "",
+    targeted: Annotated[bool, typer.Option("--targeted", help="Attack towards a chosen wrong class.")] = False,
+    eps_curve: Annotated[bool, typer.Option("--eps-curve", help="Raise eps until an attack always wins.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Test images for each seed, drawn by it; all by default.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images attacked at once; bounds memory.")] = 128,
+    seeds: Annotated[str, typer.Option(help="Each draws its own images and random starts.")] = "0",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option(help="Set two runs' folders or results.json side by side.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the results; an interrupted run goes on in it.")
+    ] = None,
+) -> None:
+    """Attack a bundle and measure what its flag is worth: a table, results.json and report.html.
+
+    Exit status 3 where the self-checks refuse the figures.
+    """
+    if compare is not None:
+        _compare(*compare, output)
+        return
+    if bundle is None or data is None or output is None:
+        missing = "a bundle" if bundle is None else "--data" if data is None else "--output"
+        raise EvaluationError(
+            f"{missing} is missing: lgm evaluate BUNDLE --data NAME --attacks fgsm --eps 0.1 --output OUT"
+        )
+    settings = Settings(
+        data=data,
+        attacks=_words(attacks),
+        eps=_numbers("eps", eps),
+        eps_l2=_numbers("eps-l2", eps_l2),
+        steps=_integers("steps", steps),
+        adaptive=_words(adaptive),
+        restarts=restarts,
+        aims=_numbers("aim", aim),
+        corruptions=_words(corruptions),
+        severities=_integers("severities", severities),
+        foreign=_words(foreign),
+        targeted=targeted,
+        curve=eps_curve,
+        limit=limit,
+        batch_size=batch_size,
+        seeds=_integers("seeds", seeds),
+    )
+    _evaluate(bundle, settings, output, data_dir=data_dir, device=device)
+
+
+def _evaluate(bundle: Path, settings: Settings, output: Path, *, data_dir: Path | None, device: str) -> None:
+    inputs = load_inputs(bundle, settings, data_dir=data_dir, device=select_device(device))
+    check_folder(output, settings.fingerprint(*inputs.facts))
+    command = shlex.join(["lgm", *sys.argv[1:]])
+    with LiveTable() as watcher:
+        evaluation = Evaluation(inputs, output, watcher, command=command)
+        results = evaluation.run()
+    write_text(output / REPORT, write_report(results, evaluation.measured))
+    console = output_console()
+    if results["rows"]:
+        console.print(build_table(worth_telling(results["rows"]), width=console.width))
+    console.print(checks_table(results["checks"]))
+    for sentence in plain_words(results):
+        console.print(sentence, markup=False)
+    console.print(f"{output / REPORT}", markup=False, soft_wrap=True)
+    if results["verdict"] == "refused":
+        raise typer.Exit(REFUSED)
+
+
+def _compare(first: Path, second: Path, output: Path | None) -> None:
+    comparison = compare_results(load_results(first), load_results(second))
+    console = output_console()
+    console.print(comparison_table(comparison))
+    for caution in comparison.cautions:
+        console.print(caution, markup=False)
+    if output is None:
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{output} cannot be made: {error.strerror}") from None
+    write_json(output / f"{COMPARISON}.json", comparison_json(comparison))
+    write_text(output / f"{COMPARISON}.html", comparison_page(comparison))
+    console.print(f"{output / COMPARISON}.html", markup=False, soft_wrap=True)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (word.strip() for word in text.split(","))))
+
+
+def _numbers(name: str, text: str) -> tuple[float, ...]:
+    """Decimals or fractions."""
+    found = []
+    for word in _words(text):
+        try:
+            found.append(float(Fraction(word.replace(" ", ""))))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise EvaluationError(f"--{name}: {word!r} is not a number; write 0.1,0.2 or 8/255") from None
+    return tuple(found)
+
+
+def _integers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise EvaluationError(f"--{name}: {text!r} is not a list of whole numbers") from None

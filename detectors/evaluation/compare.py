@@ -1,0 +1,139 @@
+"""Two evaluations side by side: the differences with their intervals."""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectors.evaluation import metrics
+from detectors.evaluation.benchmark import RESULTS
+from detectors.evaluation.metrics import Interval
+from detectors.evaluation.settings import EvaluationError
+from detectors.evaluation.summaries import cell_of
+
+LEVEL = 0.95
+# figure -> the number of images that it is a share of; AUROC brings its own interval
+SHARES = {
+    "attacked_accuracy": "num_adversarial",
+    "tpr_at_fpr_5": "num_judged",
+    "tpr_at_fpr_1": "num_judged",
+    "sr_at_5": "num_adversarial",
+    "robust_accuracy_with_rejection": "num_adversarial",
+    "realised_false_alarm_rate": "num_clean",
+}
+TITLES = {
+    "attacked_accuracy": "accuracy",
+    "auroc": "AUROC",
+    "tpr_at_fpr_5": "TPR@5%",
+    "tpr_at_fpr_1": "TPR@1%",
+    "sr_at_5": "SR@5",
+    "robust_accuracy_with_rejection": "right or flagged",
+    "realised_false_alarm_rate": "false alarms",
+}
+NEEDED = ("bundle", "data", "rows", "checks", "settings")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Difference:
+    """One figure of one row in both runs: first, second, second - first and its 95 % interval."""
+
+    attack: str
+    eps: float | None
+    steps: int | None
+    knowledge: str
+    severity: int | None
+    detector: str
+    seed: int
+    figure: str
+    first: float
+    second: float
+    difference: float
+    interval: Interval
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return not self.interval[0] <= 0 <= self.interval[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Both runs' facts, what they have in common, and what makes them hard to compare."""
+
+    first: Mapping[str, Any]
+    second: Mapping[str, Any]
+    differences: list[Difference]
+    cautions: list[str]
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """results.json, or that of a folder. Raises EvaluationError where it is none."""
+    file = path / RESULTS if path.is_dir() else path
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise EvaluationError(f"{file} cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise EvaluationError(f"{file} is not JSON") from None
+    if not isinstance(results, dict) or any(name not in results for name in NEEDED):
+        raise EvaluationError(f"{file} is not an evaluation's results")
+    return results
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
+    """Every row that both have. Raises EvaluationError where they share none."""
+    theirs = {(*cell_of(row), row["seed"]): row for row in second["rows"]}
+    pairs = [(row, theirs[key]) for row in first["rows"] if (key := (*cell_of(row), row["seed"])) in theirs]
+    if not pairs:
+        raise EvaluationError(
+            "the two results share no row: nothing was run with the same attack, eps and seed in both"
+        )
+    return Comparison(
+        first=first,
+        second=second,
+        differences=[difference for pair in pairs for difference in _differences(*pair)],
+        cautions=list(_cautions(first, second, len(pairs))),
+    )
+
+
+def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+    for figure in TITLES:
+        intervals = [_interval(row, figure) for row in (first, second)]
+        if intervals[0] is None or intervals[1] is None:
+            continue
+        interval = metrics.difference_interval(first[figure], intervals[0], second[figure], intervals[1])
+        yield Difference(
+            **{name: first[name] for name in ("attack", "eps", "steps", "knowledge", "severity", "detector", "seed")},
+            figure=figure,
+            first=first[figure],
+            second=second[figure],
+            difference=second[figure] - first[figure],
+            interval=interval,
+        )
+
+
+def _interval(row: Mapping[str, Any], figure: str) -> Interval | None:
+    value = row[figure]
+    if value is None:
+        return None
+    if figure == "auroc":
+        low, high = row["auroc_interval"]
+        return min(low, value), max(high, value)
+    count = row[SHARES[figure]]
+    return metrics.wilson_interval(round(value * count), count, level=LEVEL)
+
+
+def _cautions(first: Mapping[str, Any], second: Mapping[str, Any], num_shared: int) -> Iterator[str]:
+    if first["data"]["digest"] != second["data"]["digest"]:
+        yield "The two were measured on different test images."
+    if first["data"]["num_a_seed"] != second["data"]["num_a_seed"]:
+        yield "The two were measured on different numbers of images."
+    if first["bundle"]["false_alarm_rate"] != second["bundle"]["false_alarm_rate"]:
+        yield "The two promise different false-alarm rates: compare TPR and SR, not false alarms or what is flagged."
+    for name, results in (("first", first), ("second", second)):
+        left = len(results["rows"]) - num_shared
+        if left:
+            yield f"{left} rows of the {name} have no counterpart and are left out."
+        if any(check["level"] == "refuse" for check in results["checks"]):
+            yield f"Self-checks refuse the figures of the {name}: do not rely on them."

@@ -1,0 +1,189 @@
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from detectors import Screener
+from detectors.evaluation import checks
+from detectors.evaluation.attack_checks import check_attacks
+from detectors.evaluation.checks import Check
+from detectors.evaluation.rows import Measured
+from model.checkpoint import Checkpoint
+from model.data import load_splits, to_unit
+
+Outcome = Callable[..., Measured]
+
+
+@pytest.fixture(scope="module")
+def digits(digits_checkpoint: Checkpoint) -> tuple[Tensor, Tensor]:
+    test = load_splits(digits_checkpoint.config.data).test
+    return to_unit(test.images[:64]), test.labels[:64]
+
+
+@pytest.fixture
+def screener(digits_screener: Screener) -> Screener:
+    return deepcopy(digits_screener)
+
+
+class Stepped(nn.Module):
+    """Rounds: its gradient is zero everywhere."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mul(8).round().div(8)
+
+
+class Cut(nn.Module):
+    """Nothing leads back through it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.detach()
+
+
+class Noisy(nn.Module):
+    """Dropout that no mode switches off."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return functional.dropout(features, 0.2, training=True)
+
+
+def levels(found: list[Check]) -> dict[str, str]:
+    return {check.name: check.level for check in found}
+
+
+def run(*attacks: Measured) -> dict[str, Check]:
+    return {check.name: check for check in check_attacks(attacks)}
+
+
+def right(count: int, total: int = 200) -> np.ndarray:
+    return np.arange(total) < count
+
+
+def test_a_loaded_bundle_passes(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
+    assert checks.check_modes(screener, digits[0]).level == "passed"
+    assert checks.check_gradients(screener, *digits).level == "passed"
+    assert not checks.zero_gradients(screener, *digits).any()
+
+
+def test_one_module_in_training_mode_is_refused(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
+    screener.network.embedding.train()
+    check = checks.check_modes(screener, digits[0])
+    assert (check.level, "network.embedding" in check.message) == ("refuse", True)
+
+
+def test_dropout_that_stays_active_is_refused(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
+    screener.network.embedding = nn.Sequential(screener.network.embedding, Noisy().eval()).eval()
+    assert checks.check_modes(screener, digits[0]).level == "refuse"
+
+
+def test_a_random_detector_on_a_sound_network_is_warned_of(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
+    detector = screener.detectors[screener.decider]
+    detector.register_forward_hook(lambda module, given, scores: scores + torch.rand_like(scores))
+    assert checks.check_modes(screener, digits[0]).level == "warn"
+
+
+@pytest.mark.parametrize("mask", [Stepped(), Cut()])
+def test_masked_gradients_are_refused(screener: Screener, digits: tuple[Tensor, Tensor], mask: nn.Module) -> None:
+    screener.network.normalise = nn.Sequential(mask, screener.network.normalise).eval()
+    assert checks.zero_gradients(screener, *digits).all()
+    assert checks.check_gradients(screener, *digits).level == "refuse"
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, "passed"), (1, "warn"), (6, "warn"), (7, "refuse")])
+def test_zero_gradients_are_counted_by_image(
+    screener: Screener, digits: tuple[Tensor, Tensor], count: int, level: str
+) -> None:
+    class Some(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([images[:count].detach(), images[count:]])
+
+    screener.network.normalise = nn.Sequential(Some(), screener.network.normalise).eval()
+    assert checks.zero_gradients(screener, *digits).tolist() == [True] * count + [False] * (64 - count)
+    assert checks.check_gradients(screener, *digits).level == level
+
+
+def test_clean_accuracy_is_held_against_the_bundles_own_allowing_for_chance() -> None:
+    def level(count: int) -> str:
+        return checks.check_accuracy(right(count), {"accuracy": 0.98}).level
+
+    assert [level(200), level(194), level(170)] == ["passed", "passed", "warn"]
+    assert checks.check_accuracy(right(100), {}).level == "not run"
+
+
+def test_other_test_images_and_small_calibration_sets_are_warned_of() -> None:
+    assert checks.check_test_split("a", {"test": "a"}).level == "passed"
+    assert checks.check_test_split("b", {"test": "a"}).level == "warn"
+    assert checks.check_resolution({"cat": 99, "dog": 100}).level == "passed"
+    short = checks.check_resolution({"cat": 98, "dog": 20})
+    assert (short.level, "'dog': 20" in short.message) == ("warn", True)
+
+
+@pytest.mark.parametrize(
+    ("flagged", "by_class", "expected"),
+    [
+        (50, 5, {"false alarms": "passed", "false alarms by class": "passed"}),
+        (90, 5, {"false alarms": "warn", "false alarms by class": "passed"}),
+        (150, 5, {"false alarms": "refuse", "false alarms by class": "passed"}),
+        (10, 5, {"false alarms": "warn", "false alarms by class": "passed"}),
+        (50, 30, {"false alarms": "passed", "false alarms by class": "warn"}),
+    ],
+)
+def test_realised_false_alarms_against_the_promise(flagged: int, by_class: int, expected: dict[str, str]) -> None:
+    figures: dict[str, Any] = {
+        "detector": "fused",
+        "seed": 0,
+        "overall": {"num_images": 1000, "num_flagged": flagged},
+        "by_class": {"cat": {"num_images": 100, "num_flagged": by_class}, "dog": {"num_images": 0, "num_flagged": 0}},
+    }
+    other = figures | {"detector": "another", "overall": {"num_images": 1000, "num_flagged": 900}}
+    assert levels(list(checks.check_false_alarms([figures, other], 0.05))) == expected
+
+
+def test_more_steps_that_are_weaker_are_refused(outcome: Outcome) -> None:
+    few = outcome(right(20), steps=10)
+    assert run(few, outcome(right(10), steps=40))["more steps"].level == "passed"
+    assert run(few, outcome(right(22), steps=40))["more steps"].level == "passed"  # within chance
+    assert run(few, outcome(right(80), steps=40))["more steps"].level == "refuse"
+    assert run(few, outcome(right(80), steps=40, eps=0.05))["more steps"].level == "not run"
+    assert run(few, outcome(right(80), steps=40, seed=1))["more steps"].level == "not run"
+
+
+def test_an_iterated_attack_weaker_than_one_step_is_refused(outcome: Outcome) -> None:
+    single = outcome(right(40), name="fgsm")
+    assert run(single, outcome(right(5), name="bim", steps=10))["more steps"].level == "passed"
+    assert run(single, outcome(right(90), name="bim", steps=10))["more steps"].level == "refuse"
+
+
+def test_a_white_box_attack_weaker_than_square_is_refused(outcome: Outcome) -> None:
+    square = outcome(right(40), name="square", steps=1000)
+    assert run(square, outcome(right(20), name="pgd", steps=40))["white box"].level == "passed"
+    assert run(square, outcome(right(90), name="pgd", steps=40))["white box"].level == "refuse"
+    assert run(square, outcome(right(90), name="fgsm"))["white box"].level == "not run"  # one step is weak by design
+
+
+def test_an_attack_that_costs_nothing_at_its_largest_eps_is_warned_of(outcome: Outcome) -> None:
+    small, large = outcome(right(200), eps=0.01), outcome(right(100), eps=0.3)
+    assert run(small, large)["attacks cost accuracy"].level == "passed"
+    assert run(small)["attacks cost accuracy"].level == "warn"
+
+
+def test_an_attack_that_fails_with_the_whole_range_as_budget_is_warned_of(outcome: Outcome) -> None:
+    assert run(outcome(right(0), steps=40, eps=0.2))["saturation"].level == "passed"
+    assert run(outcome(right(60), steps=40, eps=0.2))["saturation"].level == "not run"
+    assert run(outcome(right(60), steps=40, eps=1.0))["saturation"].level == "warn"
+
+
+def test_an_attack_that_knows_the_detector_must_not_get_through_less_often(outcome: Outcome) -> None:
+    unaware = outcome(right(50), p_value=0.5, steps=40)
+    aware = {"name": "joint", "knowledge": "full", "steps": 40, "aim": 0.05}
+    assert run(unaware, outcome(right(40), p_value=0.5, **aware))["knowledge helps"].level == "passed"
+    assert run(unaware, outcome(right(40), p_value=0.01, **aware))["knowledge helps"].level == "warn"
+    assert run(unaware)["knowledge helps"].level == "not run"
+
+
+def test_nothing_attacked_leaves_nothing_to_check() -> None:
+    assert run() == {}

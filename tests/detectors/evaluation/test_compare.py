@@ -1,0 +1,103 @@
+import json
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import norm
+
+from detectors.evaluation.compare import TITLES, compare, load_results
+from detectors.evaluation.comparison import comparison_json, comparison_page
+from detectors.evaluation.settings import EvaluationError
+from tests.detectors.evaluation.conftest import Finished
+from tests.detectors.evaluation.test_report import Page
+
+
+@pytest.fixture
+def results(finished: Finished) -> dict[str, Any]:
+    return deepcopy(finished.results)
+
+
+def test_a_run_against_itself_differs_in_nothing(results: dict[str, Any]) -> None:
+    comparison = compare(results, results)
+    assert comparison.cautions == []
+    assert {found.difference for found in comparison.differences} == {0.0}
+    assert not any(found.clear for found in comparison.differences)
+    assert all(found.interval[0] <= 0 <= found.interval[1] for found in comparison.differences)
+    told = {(found.attack, found.eps, found.severity, found.detector) for found in comparison.differences}
+    assert len(told) == len(results["rows"])
+    assert {found.figure for found in comparison.differences} == set(TITLES)
+
+
+def test_differences_are_second_less_first_with_newcombes_interval(results: dict[str, Any]) -> None:
+    other = deepcopy(results)
+    row = other["rows"][0]
+    row["num_adversarial"], row["sr_at_5"] = 80, 0.6
+    results["rows"][0]["num_adversarial"], results["rows"][0]["sr_at_5"] = 70, 0.8
+    (found,) = [
+        one
+        for one in compare(other, results).differences
+        if one.figure == "sr_at_5" and (one.attack, one.eps, one.detector) == ("fgsm", 0.1, "fused")
+    ]
+    assert (found.first, found.second, found.clear) == (0.6, 0.8, True)
+    assert found.interval == pytest.approx((0.0524, 0.3339), abs=5e-5)  # Newcombe 1998, table II (a)
+
+
+def test_the_interval_of_an_area_comes_from_both_bootstraps(results: dict[str, Any]) -> None:
+    """Normal intervals of equal width w give one of width w sqrt 2."""
+    other, width = deepcopy(results), norm.ppf(0.975) * 0.01
+    for one, value in ((results, 0.90), (other, 0.95)):
+        one["rows"][0] |= {"auroc": value, "auroc_interval": [value - width, value + width]}
+    found = next(one for one in compare(results, other).differences if one.figure == "auroc")
+    assert found.difference == pytest.approx(0.05)
+    assert found.interval == pytest.approx((0.05 - width * 2**0.5, 0.05 + width * 2**0.5))
+
+
+def test_rows_are_matched_by_attack_eps_and_seed_and_the_rest_is_told(results: dict[str, Any]) -> None:
+    other = deepcopy(results)
+    other["rows"] = [row for row in reversed(other["rows"]) if row["attack"] != "bim"]
+    other["data"] |= {"digest": "other", "num_a_seed": 10}
+    other["bundle"]["false_alarm_rate"] = 0.01
+    other["checks"][0]["level"] = "refuse"
+    comparison = compare(results, other)
+    assert {found.difference for found in comparison.differences} == {0.0}
+    assert "bim" not in {found.attack for found in comparison.differences}
+    cautions = " ".join(comparison.cautions)
+    for told in ("different test images", "numbers of images", "promise different", "4 rows of the first", "refuse"):
+        assert told in cautions
+
+
+def test_nothing_in_common_is_refused(results: dict[str, Any]) -> None:
+    other = deepcopy(results)
+    for row in other["rows"]:
+        row["seed"] = 7
+    with pytest.raises(EvaluationError, match="share no row"):
+        compare(results, other)
+
+
+def test_results_are_read_from_a_folder_or_a_file(finished: Finished) -> None:
+    assert load_results(finished.output) == load_results(finished.output / "results.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{", "is not JSON"), ("[]", "not an evaluation"), ('{"rows": []}', "not an evaluation")]
+)
+def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "results.json").write_text(content)
+    with pytest.raises(EvaluationError, match=words):
+        load_results(tmp_path)
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        load_results(tmp_path / "absent")
+
+
+def test_the_page_stands_alone_and_escapes(results: dict[str, Any]) -> None:
+    other = deepcopy(results)
+    other["bundle"]["name"] = "<script>evil</script>"
+    comparison = compare(results, other)
+    html = comparison_page(comparison)
+    page = Page(html)
+    assert (page.open, page.faults) == ([], [])
+    assert "script" not in page.names
+    assert "http" not in html
+    assert page.names.count("tr") == 1 + len(comparison.differences)
+    json.dumps(comparison_json(comparison), allow_nan=False)

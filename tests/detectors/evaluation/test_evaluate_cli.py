@@ -1,0 +1,148 @@
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from detectors.evaluation.attacks import AttackError
+from detectors.evaluation.cli import REFUSED, app
+from detectors.evaluation.settings import EvaluationError
+from detectors.screener import Screener
+from model.errors import ConfigurationError, LGMGuardError
+from tests.detectors.evaluation.test_report import Page
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> LGMGuardError:
+    error = invoke(*arguments).exception
+    assert isinstance(error, LGMGuardError), error
+    return error
+
+
+def run_fgsm_and_bim(bundle: Path, output: Path) -> Result:
+    return invoke(
+        bundle, "--data", "digits", "--attacks", "fgsm,bim", "--eps", "0.1,0.2", "--limit", 60, "--output", output
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(digits_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    output = tmp_path_factory.mktemp("evaluated") / "out"
+    return output, run_fgsm_and_bim(digits_bundle, output)
+
+
+def test_one_command_prints_a_table_and_writes_results_and_a_report(ran: tuple[Path, Result]) -> None:
+    output, result = ran
+    assert result.exit_code == 0, result.output
+    for told in ("fgsm", "bim", "AUROC", "TPR@5%", "SR@5", "self-checks", "Clean images", "report.html"):
+        assert told in result.stdout
+    results = json.loads((output / "results.json").read_text())
+    fused = [row for row in results["rows"] if row["detector"] == "fused"]
+    assert [(row["attack"], row["eps"]) for row in fused] == [
+        ("fgsm", 0.1),
+        ("fgsm", 0.2),
+        ("bim", 0.1),
+        ("bim", 0.2),
+    ]
+    assert all(row["num_clean"] == row["num_adversarial"] == 60 for row in fused)
+    by_case = {(row["attack"], row["eps"]): row["attacked_accuracy"] for row in fused}
+    assert by_case[("bim", 0.2)] < by_case[("fgsm", 0.2)] < by_case[("fgsm", 0.1)] < 0.95
+    page = Page((output / "report.html").read_text())
+    assert (page.open, page.faults) == ([], [])
+
+
+def test_repeating_the_command_takes_what_is_there(digits_bundle: Path, ran: tuple[Path, Result]) -> None:
+    output, _ = ran
+    before = json.loads((output / "results.json").read_text())
+    assert run_fgsm_and_bim(digits_bundle, output).exit_code == 0
+    assert json.loads((output / "results.json").read_text())["rows"] == before["rows"]
+
+
+def test_other_settings_in_the_same_folder_are_refused_before_any_work(
+    digits_bundle: Path, ran: tuple[Path, Result]
+) -> None:
+    output, _ = ran
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    error = refused(digits_bundle, "--data", "digits", "--attacks", "fgsm", "--eps", "0.1", "--output", output)
+    assert "holds another run" in str(error)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_two_runs_are_compared(ran: tuple[Path, Result], tmp_path: Path) -> None:
+    output, _ = ran
+    result = invoke("--compare", output, output / "results.json", "--output", tmp_path / "both")
+    assert result.exit_code == 0, result.output
+    assert "difference" in result.stdout
+    page = Page((tmp_path / "both" / "comparison.html").read_text())
+    assert (page.open, page.faults) == ([], [])
+    assert json.loads((tmp_path / "both" / "comparison.json").read_text())["differences"]
+    assert invoke("--compare", output, output).exit_code == 0
+
+
+def test_figures_that_the_checks_refuse_end_in_a_status_of_their_own(
+    digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A screener left in training mode."""
+    monkeypatch.setattr(Screener, "eval", Screener.train)
+    result = invoke(
+        digits_bundle,
+        "--data",
+        "digits",
+        "--attacks",
+        "fgsm",
+        "--eps",
+        0.1,
+        "--limit",
+        20,
+        "--output",
+        tmp_path / "out",
+    )
+    assert result.exit_code == REFUSED
+    assert "Do not rely on these figures" in result.stdout
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["rows"] == []
+    assert "Do not rely" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_fractions_are_budgets(digits_bundle: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    arguments = ("--attacks", "fgsm", "--eps", "8/255, 0.1", "--limit", 20, "--output", output)
+    assert invoke(digits_bundle, "--data", "digits", *arguments).exit_code == 0
+    rows = json.loads((output / "results.json").read_text())["rows"]
+    assert {row["eps"] for row in rows} == {8 / 255, 0.1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (("--attacks", "fgsn", "--eps", "0.1"), AttackError, "there are fgsm"),
+        (("--attacks", "fgsm"), AttackError, "needs a budget"),
+        (("--attacks", "fgsm", "--eps", "8"), AttackError, r"\(0, 1\]"),
+        (("--attacks", "fgsm", "--eps", "x"), EvaluationError, "'x' is not a number"),
+        (("--attacks", "fgsm", "--eps", "1/0"), EvaluationError, "'1/0' is not a number"),
+        (("--attacks", "fgsm", "--eps", "nan"), EvaluationError, "'nan' is not a number"),
+        (("--attacks", "bim", "--eps", "0.1", "--steps", "1.5"), EvaluationError, "whole numbers"),
+        (("--attacks", "fgsm", "--eps", "0.1", "--limit", "0"), EvaluationError, "limit"),
+        (("--attacks", "fgsm", "--eps", "0.1", "--device", "tpu"), ConfigurationError, "device"),
+        ((), EvaluationError, "nothing to evaluate"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    digits_bundle: Path, tmp_path: Path, arguments: tuple[str, ...], error: type[LGMGuardError], words: str
+) -> None:
+    output = tmp_path / "out"
+    found = refused(digits_bundle, "--data", "digits", "--output", output, *arguments)
+    assert isinstance(found, error)
+    with pytest.raises(error, match=words):
+        raise found
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("missing", ["bundle", "--data", "--output"])
+def test_what_is_missing_is_named(digits_bundle: Path, tmp_path: Path, missing: str) -> None:
+    given = {"bundle": (digits_bundle,), "--data": ("--data", "digits"), "--output": ("--output", tmp_path / "out")}
+    arguments = [word for name, words in given.items() if name != missing for word in words]
+    error = refused(*arguments, "--attacks", "fgsm", "--eps", "0.1")
+    assert f"{missing} is missing" in str(error).replace("a bundle", "bundle")
