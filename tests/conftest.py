@@ -15,6 +15,9 @@ from model.config import Config, parse_config
 from model.train import train
 from model.training_log import Silent
 
+# Small networks gain nothing from more, and the order of summation, so the network they learn, depends on it.
+torch.set_num_threads(1)
+
 DIGITS = {
     "name": "digits",
     "data": {"name": "digits", "calibration_fraction": 0.3},
