@@ -31,7 +31,7 @@ def _affine(
     The sampler's coordinates run from -1 to 1 on both axes, hence the aspect on what mixes them.
     """
     aspect = images.shape[2] / images.shape[3]
-    draws = torch.rand(6, len(images), generator=generator).mul_(2).sub_(1)
+    draws = torch.rand(5, len(images), generator=generator).mul_(2).sub_(1)
     angle = draws[0] * math.radians(config.rotation)
     shear = torch.tan(draws[1] * math.radians(config.shear))
     zoom = 1 + draws[2] * config.scale

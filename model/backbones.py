@@ -1,9 +1,11 @@
 """Backbones: normalised images (n, c, h, w) -> pooled outputs (n, num_outputs).
 
-Names: "small28" and "small32" (our own, for 28 x 28 and 32 x 32), "resnet20" (He et al. 2016, section 4.2),
+Names: "small28" and "small32" (our own, for 28 x 28 and 32 x 32), "threshold28" (small28 behind a soft threshold),
+"resnet20" (He et al. 2016, section 4.2),
 "torchvision:NAME" and "timm:NAME" (untrained networks of those libraries, last layer removed).
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -17,7 +19,10 @@ UNSUITED = frozenset({"googlenet", "inception_v3", "squeezenet1_0", "squeezenet1
 
 
 class Backbone(nn.Module):
-    """Stages one after the other, then the mean over what is left of the image plane."""
+    """Stages one after the other, then the mean over what is left of the image plane.
+
+    Every stage that leaves maps (n, c, h, w) is tapped: their means over the plane say what the stage saw.
+    """
 
     def __init__(self, stages: list[nn.Module], num_outputs: int):
         super().__init__()
@@ -25,10 +30,16 @@ class Backbone(nn.Module):
         self.num_outputs = num_outputs
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n m"]:
-        outputs = images
+        return self.tapped(images)[0]
+
+    def tapped(self, images: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n m"], tuple[Tensor, ...]]:
+        """Outputs (n, m), and for each tapped stage the means of its maps over the plane (n, c)."""
+        outputs, means = images, []
         for stage in self.stages:
             outputs = stage(outputs)
-        return outputs.mean((2, 3)) if outputs.ndim == 4 else outputs
+            if outputs.ndim == 4:
+                means.append(outputs.mean((2, 3)))
+        return means[-1] if outputs.ndim == 4 else outputs, tuple(means)
 
 
 class _Residual(nn.Module):
@@ -50,6 +61,26 @@ class _Residual(nn.Module):
         identity = images[:, :, :: self.stride, :: self.stride]
         identity = nn.functional.pad(identity, (0, 0, 0, 0, 0, self.padding))
         return torch.relu(self.convolutions(images) + identity)
+
+
+class _SoftThreshold(nn.Module):
+    """sigmoid((z - t) / T) of each channel, z in standard deviations from the training images' mean.
+
+    Adversarially trained MNIST networks learn such filters by themselves (Madry et al. 2018). t and T
+    start at MNIST's grey values 0.5 and 0.1, and T stays above FLOOR. Through the logarithm, because PyTorch takes
+    a sigmoid's gradient s (1 - s) from the rounded s, which is zero from 17 T on; this one lasts to 87 T.
+    """
+
+    FLOOR = 0.1
+
+    def __init__(self, num_channels: int):
+        super().__init__()
+        self.threshold = nn.Parameter(torch.full((num_channels, 1, 1), 1.2))
+        self.log_temperature = nn.Parameter(torch.full((num_channels, 1, 1), math.log(0.32 - self.FLOOR)))
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        temperature = self.FLOOR + self.log_temperature.exp()
+        return nn.functional.logsigmoid((images - self.threshold) / temperature).exp()
 
 
 def build_backbone(name: str, *, num_channels: int, width: int = 32) -> Backbone:
@@ -81,6 +112,12 @@ def _small28(num_channels: int, width: int) -> Backbone:
     third = [*_convolution(2 * width, 4 * width), *_convolution(4 * width, 4 * width)]
     grid = [nn.AdaptiveAvgPool2d(3), nn.Flatten()]
     return Backbone([nn.Sequential(*stage) for stage in (first, second, third, grid)], 9 * 4 * width)
+
+
+def _threshold28(num_channels: int, width: int) -> Backbone:
+    """small28 behind a soft threshold of the pixels, for training against attacks on images of strokes."""
+    small = _small28(num_channels, width)
+    return Backbone([_SoftThreshold(num_channels), *small.stages], small.num_outputs)
 
 
 def _small32(num_channels: int, width: int) -> Backbone:
@@ -181,6 +218,7 @@ def _num_outputs(network: nn.Module, num_channels: int) -> int:
 
 BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
     "small28": _small28,
+    "threshold28": _threshold28,
     "small32": _small32,
     "resnet20": _resnet20,
 }

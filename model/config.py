@@ -134,6 +134,24 @@ class AugmentationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+class AdversarialConfig:
+    """Training on attacked images (see model/adversarial.py); eps = 0, the default, switches it off.
+
+    eps: largest change of a pixel in units of [0, 1], reached in a straight line over the first ramp_epochs.
+    steps of step_size (2.5 eps / steps where not given; the ramp scales it with eps), from a random point of
+    the budget or from the image itself. clean_share: share of each batch that is left as it is.
+    """
+
+    norm: Literal["linf"] = "linf"
+    eps: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    steps: Count = 10
+    step_size: Annotated[float, Field(gt=0, le=1, strict=True)] | None = None
+    ramp_epochs: NonNegative = 0.0
+    clean_share: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
+    random_start: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
 class OptimizerConfig:
     """SGD with Nesterov momentum or AdamW, and the course of the learning rate.
 
@@ -176,6 +194,7 @@ class Config:
     mixture: MixtureConfig = MixtureConfig()
     loss: LossConfig = LossConfig()
     augmentation: AugmentationConfig = AugmentationConfig()
+    adversarial: AdversarialConfig = AdversarialConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
 

@@ -12,10 +12,13 @@ from model.mixture import GaussianMixture
 
 
 class Activations(NamedTuple):
-    """What one forward pass leaves: features (n, d) and log_joint (n, k) in nats, both float32."""
+    """What one forward pass leaves: features (n, d), log_joint (n, k) in nats, and the means over the plane of
+    every tapped layer's maps, a tensor (n, channels) each; all float32.
+    """
 
     features: Float[Tensor, "n d"]
     log_joint: Float[Tensor, "n k"]
+    taps: tuple[Float[Tensor, "n _"], ...]
 
 
 class Normalise(nn.Module):
@@ -55,10 +58,13 @@ class Network(nn.Module):
 
     def embed(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """Features, float32 whatever precision the backbone runs in."""
-        outputs = self.backbone(self.normalise(images))
-        with torch.autocast(images.device.type, enabled=False):
-            return cast(Tensor, self.embedding(outputs.float()))
+        return self._embedded(self.backbone(self.normalise(images)))
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Activations:
-        features = self.embed(images)
-        return Activations(features, self.mixture(features))
+        outputs, taps = self.backbone.tapped(self.normalise(images))
+        features = self._embedded(outputs)
+        return Activations(features, self.mixture(features), tuple(tap.float() for tap in taps))
+
+    def _embedded(self, outputs: Float[Tensor, "n m"]) -> Float[Tensor, "n d"]:
+        with torch.autocast(outputs.device.type, enabled=False):
+            return cast(Tensor, self.embedding(outputs.float()))

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from model.adversarial import attacked
 from model.augmentation import augment
 from model.checkpoint import FILE_NAME, Checkpoint, build_network, load_checkpoint, save_checkpoint
 from model.config import Config, TrainingConfig, build_schedule
@@ -55,7 +56,13 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
         report = train_epoch(network, criterion, optimizer, splits.train, config, epoch, reporter)
         held_out = accuracy(network, splits.calibration)
         seconds = time.monotonic() - started
-        row = {"epoch": epoch + 1.0, **report.figures(), "held_out_accuracy": held_out, "seconds": seconds}
+        row = {
+            "epoch": epoch + 1.0,
+            **report.figures(),
+            "held_out_accuracy": held_out,
+            "seconds": seconds,
+            "threads": float(torch.get_num_threads()),
+        }
         reporter.finish_epoch(row)
         checkpoint = replace(
             checkpoint,
@@ -137,9 +144,11 @@ def train_epoch(
         )
         set_learning_rate(optimizer, rate)
         alpha, lambda_ = criterion.alpha, criterion.lambda_
+        batch, labels = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with _precision(config.training, device):
-            features = network.embed(batch.to(device, non_blocking=True))
-        labels = labels.to(device, non_blocking=True)
+            reached = epoch + step / steps_per_epoch
+            batch = attacked(network, batch, labels, config.adversarial, epoch=reached, generator=generator)
+            features = network.embed(batch)
         terms = criterion(features, labels)
         optimizer.zero_grad(set_to_none=True)
         terms.total.backward()

@@ -83,6 +83,15 @@ MISTAKES: list[tuple[Mapping[str, Any], str, str]] = [
     ({"mixture": {"num_classes": 0}}, "mixture.num_classes", "greater than or equal to 1"),
     ({"augmentation": {"translation": 1.0}}, "augmentation.translation", "less than 1"),
     ({"augmentation": {"rotation": 181}}, "augmentation.rotation", "less than or equal to 180"),
+    ({"adversarial": {"eps": -0.1}}, "adversarial.eps", "greater than or equal to 0"),
+    ({"adversarial": {"eps": 1.5}}, "adversarial.eps", "less than or equal to 1"),
+    ({"adversarial": {"eps": "0.3"}}, "adversarial.eps", "number"),
+    ({"adversarial": {"norm": "l2"}}, "adversarial.norm", "linf"),
+    ({"adversarial": {"steps": 0}}, "adversarial.steps", "greater than or equal to 1"),
+    ({"adversarial": {"step_size": 0.0}}, "adversarial.step_size", "greater than 0"),
+    ({"adversarial": {"ramp_epochs": -1}}, "adversarial.ramp_epochs", "greater than or equal to 0"),
+    ({"adversarial": {"clean_share": 1.0}}, "adversarial.clean_share", "less than 1"),
+    ({"adversarial": {"budget": 1}}, "adversarial.budget", "[Uu]nexpected"),
     ({"optimizer": {"name": "lion"}}, "optimizer.name", "adamw"),
     ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate", "greater than 0"),
     ({"optimizer": {"momentum": 1.0}}, "optimizer.momentum", "less than 1"),
@@ -166,6 +175,7 @@ def test_dump_and_parse_are_inverse() -> None:
             loss={"alpha": RAMP, "lambda": {**STEPS, "policy": "add-up"}},
             optimizer={"milestones": [1, 2], "clip_gradient_norm": 5.0},
             mixture={"variance": "diagonal", "num_classes": 10},
+            adversarial={"eps": 0.3, "step_size": 0.1, "ramp_epochs": 2},
         )
     )
     assert parse_config(json.loads(json.dumps(dump_config(config)))) == config
