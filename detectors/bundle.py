@@ -19,9 +19,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from detectors.base import Detector
 from detectors.calibration import ConformalCalibration
-from detectors.likelihood import LikelihoodDetector
+from detectors.fusion import Fusion, Surprise
+from detectors.known import KNOWN_DETECTORS
 from detectors.screener import Reference, Screener
 from model.config import MixtureConfig, NetworkConfig
 from model.data import to_unit
@@ -29,7 +29,7 @@ from model.errors import BundleError, LGMGuardError
 from model.images import ImageFormat
 from model.network import Network
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "mnist"
 MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
     "bundle.json",
@@ -39,12 +39,13 @@ MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
     "README.md",
 )
 
-KNOWN_DETECTORS: dict[str, type[Detector]] = {LikelihoodDetector.name: LikelihoodDetector}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Manifest:
-    """bundle.json. Sizes are numbers of images; measured holds the figures of the card."""
+    """bundle.json. Sizes are numbers of images; measured holds the figures of the card.
+
+    fused: those of the detectors that decide together.
+    """
 
     schema_version: int
     name: str
@@ -55,7 +56,7 @@ class Manifest:
     network: NetworkConfig
     mixture: MixtureConfig
     detectors: tuple[str, ...]
-    decider: str
+    fused: tuple[str, ...]
     false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
     calibration_sizes: dict[str, int]
     split_digests: dict[str, str]
@@ -86,7 +87,7 @@ def save_bundle(
         REFERENCE: save_tensors(_reference_state(screener, reference_images)),
         CARD: card.encode(),
     }
-    counts = screener.calibrations[screener.decider].get_buffer("counts").tolist()
+    counts = screener.calibration.counts_by_class
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         name=screener.name,
@@ -97,7 +98,7 @@ def save_bundle(
         network=network,
         mixture=mixture,
         detectors=tuple(screener.detectors),
-        decider=screener.decider,
+        fused=screener.fusion.names,
         false_alarm_rate=screener.false_alarm_rate,
         calibration_sizes=dict(zip(screener.labels, counts, strict=True)),
         split_digests=dict(split_digests),
@@ -130,7 +131,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screene
     contents = {name: _read_checked(path / name, digest) for name, digest in manifest.files.items()}
     try:
         return _assemble(manifest, contents).to(device)
-    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError, LGMGuardError) as error:
+    except (SafetensorError, KeyError, TypeError, IndexError, RuntimeError, ValueError, LGMGuardError) as error:
         raise BundleError(f"{path}: {MANIFEST} and its tensors do not fit together: {error}") from None
 
 
@@ -171,7 +172,8 @@ def _assemble(manifest: Manifest, contents: dict[str, bytes]) -> Screener:
         network,
         [KNOWN_DETECTORS[name].from_state(_below(state, f"detectors.{name}.")) for name in manifest.detectors],
         [_calibration(_below(state, f"calibrations.{name}.")) for name in manifest.detectors],
-        decider=manifest.decider,
+        Fusion({name: Surprise(**_below(state, f"fusion.surprises.{name}.")) for name in manifest.fused}),
+        _calibration(_below(state, "calibration.")),
         labels=manifest.labels,
         image_format=ImageFormat(shape=manifest.image_shape, resize=manifest.resize),
         false_alarm_rate=manifest.false_alarm_rate,
@@ -185,14 +187,20 @@ def _assemble(manifest: Manifest, contents: dict[str, bytes]) -> Screener:
 
 def _check_shapes(manifest: Manifest, screener: Screener, reference: Reference) -> None:
     """What load_state_dict does for the network, for the tensors beside it."""
-    if manifest.decider not in manifest.detectors:
-        raise BundleError(f"the decider {manifest.decider!r} is not among its detectors")
-    for name, calibration in screener.calibrations.items():
+    if not manifest.fused or not set(manifest.fused) <= set(manifest.detectors):
+        raise BundleError(f"its verdict needs {', '.join(manifest.fused) or 'detectors'}, which it does not have")
+    expected = len(manifest.labels)
+    for name, calibration in [*screener.calibrations.items(), ("the verdict", screener.calibration)]:
         rows = len(calibration.get_buffer("scores")), len(calibration.get_buffer("counts"))
-        if rows != (len(manifest.labels), len(manifest.labels)):
-            raise BundleError(f"{name} is calibrated for {rows[0]} classes, there are {len(manifest.labels)}")
+        if rows != (expected, expected):
+            raise BundleError(f"{name} is calibrated for {rows[0]} classes, there are {expected}")
+    for name, surprise in screener.fusion.surprises.items():
+        rows = len(surprise.get_buffer("knots")), len(surprise.get_buffer("tails"))
+        if rows != (expected, expected):
+            raise BundleError(f"the fusion knows {rows[0]} classes of {name}, there are {expected}")
     if tuple(reference.images.shape[1:]) != manifest.image_shape:
         raise BundleError(f"its reference images are {tuple(reference.images.shape[1:])}")
+    screener.screen(to_unit(reference.images[:1]))  # what detectors hold fits the network, or this fails
 
 
 def _reference_state(screener: Screener, images: Tensor) -> dict[str, Tensor]:
@@ -201,6 +209,7 @@ def _reference_state(screener: Screener, images: Tensor) -> dict[str, Tensor]:
         "images": images.contiguous(),
         "class_index": verdicts.class_index.cpu(),
         "log_likelihood": verdicts.log_likelihood.cpu(),
+        "suspicion": verdicts.suspicion.cpu(),
     }
 
 

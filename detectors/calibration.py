@@ -49,6 +49,12 @@ class ConformalCalibration(nn.Module):
             table[index, : len(row)] = row
         return cls(table, counts)
 
+    @property
+    def counts_by_class(self) -> list[int]:
+        """How many clean scores each class is calibrated on."""
+        counts: list[int] = cast(Tensor, self.counts).tolist()
+        return counts
+
     def check_promise(self, false_alarm_rate: float, class_names: tuple[str, ...]) -> None:
         """Refuse a rate that a class could never flag at, since its smallest p-value is 1 / (n + 1).
 

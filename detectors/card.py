@@ -5,18 +5,17 @@ from collections.abc import Sequence
 import torch
 
 from detectors.fitting import Measured, Rate
+from detectors.screener import Screener
 from model.checkpoint import Checkpoint
 
 
-def write_card(
-    checkpoint: Checkpoint, measured: Measured, *, name: str, false_alarm_rate: float, commands: Sequence[str]
-) -> str:
+def write_card(checkpoint: Checkpoint, measured: Measured, *, screener: Screener, commands: Sequence[str]) -> str:
     """The card's text; every figure in it was measured by the commands that it names."""
     return "\n".join(
         [
-            f"# {name}",
+            f"# {screener.name}",
             "",
-            *_introduction(checkpoint, false_alarm_rate),
+            *_introduction(checkpoint, screener),
             "",
             "## Made by",
             "",
@@ -28,7 +27,7 @@ def write_card(
             "",
             "## Measured",
             "",
-            *_measured(checkpoint, measured, false_alarm_rate),
+            *_measured(checkpoint, measured, screener.false_alarm_rate),
             "",
             "A flag says that an input is unlike clean data. It promises nothing against an attacker, and the",
             "promise on false alarms holds for traffic like the calibration images, not for any other.",
@@ -37,24 +36,35 @@ def write_card(
     )
 
 
-def _introduction(checkpoint: Checkpoint, false_alarm_rate: float) -> list[str]:
+def _introduction(checkpoint: Checkpoint, screener: Screener) -> list[str]:
     channels, height, width = checkpoint.image_format.shape
     return [
         f"An image classifier with a likelihood: {len(checkpoint.class_names)} classes "
         f"({', '.join(checkpoint.class_names[:20])}{', ...' if len(checkpoint.class_names) > 20 else ''}), images of "
         f"{width} x {height} pixels with {channels} channel{'s' if channels > 1 else ''}, trained with the "
         f"L-GM loss on {checkpoint.config.data.name}.",
-        f"Flags at a promised false-alarm rate of {false_alarm_rate:.2%} for each predicted class.",
+        f"Flags at a promised false-alarm rate of {screener.false_alarm_rate:.2%} for each predicted class.",
+        f"The verdict fuses {_listed(screener.fusion.names)}{_beside(screener)}.",
     ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _beside(screener: Screener) -> str:
+    beside = [name for name in screener.detectors if name not in screener.fusion.names]
+    return f"; {_listed(beside)} stand beside it" if beside else ""
 
 
 def _made_by(checkpoint: Checkpoint) -> list[str]:
     training = checkpoint.config.training
     seconds = sum(row["seconds"] for row in checkpoint.history)
     parameters = sum(values.numel() for values in checkpoint.network.values())
+    threads = " to ".join(f"{count:.0f}" for count in sorted({row["threads"] for row in checkpoint.history}))
     return [
         f"Seed {training.seed}, {training.epochs} epochs, {parameters:,} values, {seconds / 60:.1f} minutes of "
-        f"training on {training.device} with {torch.get_num_threads()} threads, torch {torch.__version__}."
+        f"training on {training.device} with {threads} thread(s), torch {torch.__version__}."
     ]
 
 

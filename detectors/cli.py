@@ -19,7 +19,8 @@ from rich.table import Table
 from detectors import bulk
 from detectors.bundle import MANIFEST, check_vacant, load_bundle, load_manifest, save_bundle
 from detectors.card import write_card
-from detectors.fitting import abnormal_images, fit_screener, measure
+from detectors.fitting import abnormal_images, check_abnormal, fit_screener, measure
+from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.screener import Screener
 from model.checkpoint import load_checkpoint
 from model.config import DataConfig, dump_config, parse_data_config
@@ -52,10 +53,19 @@ def fit(
         list[str] | None,
         typer.Option(help="Measure on: noise, inverted, or a data set's name; as often as needed."),
     ] = None,
+    detectors: Annotated[
+        str, typer.Option(help=f"Those that decide together, of {', '.join(KNOWN_DETECTORS)}.")
+    ] = ",".join(DEFAULT_DETECTORS),
+    beside: Annotated[str, typer.Option(help="Others, whose evidence stands beside the verdict.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Of the images drawn for fitting and of what is trained.")] = 0,
     device: Device = "cpu",
 ) -> None:
-    """Calibrate a checkpoint on clean images it was not trained on, measure it, and write a bundle."""
+    """Fit detectors on clean images, calibrate them on others, measure them, and write a bundle."""
     check_vacant(output)
+    deciding, further = _names(detectors), _names(beside)
+    check_names([*deciding, *further])
+    for kind in abnormal or ():
+        check_abnormal(kind)
     trained = load_checkpoint(checkpoint)
     chosen = _data(trained.config.data, data, data_dir)
     screener, splits, calibration = fit_screener(
@@ -64,6 +74,9 @@ def fit(
         false_alarm_rate=false_alarm_rate,
         name=name or trained.config.name,
         device=select_device(device),
+        detectors=deciding,
+        beside=further,
+        seed=seed,
     )
     foreign = {kind: abnormal_images(kind, chosen, splits.test, screener.image_format) for kind in abnormal or ()}
     with _progress("measuring") as progress:
@@ -80,8 +93,7 @@ def fit(
         card=write_card(
             trained,
             measured,
-            name=screener.name,
-            false_alarm_rate=false_alarm_rate,
+            screener=screener,
             commands=[trained.command, shlex.join(["lgm", *sys.argv[1:]])],
         ),
     )
@@ -153,6 +165,10 @@ def evaluate(context: typer.Context) -> None:
     from detectors.evaluation.cli import app as evaluation
 
     raise typer.Exit(evaluation(args=context.args, prog_name="lgm evaluate", standalone_mode=False) or 0)
+
+
+def _names(listed: str) -> list[str]:
+    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _bundle_facts(path: Path) -> dict[str, Any]:

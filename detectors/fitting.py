@@ -1,6 +1,6 @@
 """A trained checkpoint and clean data -> a calibrated screener, and what it is worth on data it never saw."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from detectors.base import Detector, Evidence, gather_evidence
 from detectors.calibration import ConformalCalibration, check_rate
-from detectors.likelihood import LikelihoodDetector
+from detectors.fusion import Fusion, Surprise
+from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.screener import Screener, Verdicts
 from model.checkpoint import Checkpoint
 from model.config import DataConfig, parse_data_config
@@ -21,6 +22,9 @@ from model.images import ImageFormat
 from model.network import Network
 
 BATCH_SIZE = 256
+NUM_FITTING_IMAGES = 20_000  # of the training set, drawn anew by the seed; more change no figure that we print
+SURPRISE_SHARE = 0.2  # of the calibration images: a few quantiles need fewer than the verdict's promise does
+DATA_SETS: tuple[str, ...] = get_args(DataConfig.__annotations__["name"])
 Progress = Callable[[int, int], None]
 
 
@@ -51,15 +55,26 @@ class Measured:
 
 
 def fit_screener(
-    checkpoint: Checkpoint, data: DataConfig, *, false_alarm_rate: float, name: str, device: torch.device
+    checkpoint: Checkpoint,
+    data: DataConfig,
+    *,
+    false_alarm_rate: float,
+    name: str,
+    device: torch.device,
+    detectors: Sequence[str] = DEFAULT_DETECTORS,
+    beside: Sequence[str] = (),
+    seed: int = 0,
 ) -> tuple[Screener, Splits, ImageSet]:
-    """Calibrate the checkpoint's network on clean images that it was never trained on.
+    """Fit detectors on clean training images, and calibrate on clean images that nothing was trained on.
 
     Those are all images of the data set outside its test set less the ones trained on (told by their
-    fingerprints). Returns the screener, the data's splits and the calibration images.
+    fingerprints). A fifth of them, drawn by the seed, tells the fusion how surprising a score is; the others
+    calibrate the fused verdict, and all of them each detector. detectors decide together; those
+    beside are evidence only. Returns the screener, the data's splits and the calibration images.
 
-    Raises CheckpointError: not finished. DataError: shape or classes differ from the checkpoint's, or test
-    images were trained on. CalibrationError: too few images left in a class for the promised rate.
+    Raises CheckpointError: not finished. ConfigurationError: an unknown detector. DataError: shape or classes
+    differ from the checkpoint's, or test images were trained on. CalibrationError: too few images left in a class
+    for the promised rate.
     """
     if not checkpoint.finished:
         raise CheckpointError(
@@ -67,46 +82,89 @@ def fit_screener(
             "run the same lgm train again to finish it"
         )
     check_rate(false_alarm_rate)
+    names = check_names([*detectors, *beside])
     splits = load_splits(data)
     _check_data(checkpoint, splits, data)
     calibration = _unseen(join(splits.train, splits.calibration), checkpoint)
     network = checkpoint.build_network().to(device).requires_grad_(False)
-    detector = LikelihoodDetector.fit(evidence_batches(network, splits.train, device))
-    conformal = calibrate(detector, evidence_batches(network, calibration, device), len(checkpoint.class_names))
-    conformal.check_promise(false_alarm_rate, checkpoint.class_names)
+    generator = torch.Generator().manual_seed(seed)
+    clean = EvidenceBatches(network, _drawn(splits.train, NUM_FITTING_IMAGES, generator), device)
+    fitted = [KNOWN_DETECTORS[kind].fit(clean, generator=generator).to(device).eval() for kind in names]
+    judges = _calibrate(fitted, tuple(detectors), EvidenceBatches(network, calibration, device), generator)
+    judges.calibration.check_promise(false_alarm_rate, checkpoint.class_names)
     screener = Screener(
         network,
-        [detector],
-        [conformal],
-        decider=detector.name,
+        fitted,
+        judges.calibrations,
+        judges.fusion,
+        judges.calibration,
         labels=checkpoint.class_names,
         image_format=checkpoint.image_format,
         false_alarm_rate=false_alarm_rate,
         name=name,
     ).to(device)
-    return screener, splits, calibration
+    return screener.requires_grad_(False), splits, calibration
 
 
-def evidence_batches(
-    network: Network, images: ImageSet, device: torch.device
-) -> Iterator[tuple[Evidence, Int[Tensor, " n"]]]:
-    """Evidence and labels, a batch at a time, so that memory does not grow with the set."""
-    labels = torch.split(images.labels, BATCH_SIZE)
-    for batch, batch_labels in zip(batches(images.images), labels, strict=True):
-        with torch.no_grad():
-            evidence = gather_evidence(network, batch.to(device))
-        yield evidence, batch_labels.to(device)
+class EvidenceBatches:
+    """Evidence and labels, made anew a batch at a time, so that memory does not grow with the set."""
+
+    def __init__(self, network: Network, images: ImageSet, device: torch.device):
+        self._network = network
+        self._images = images
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __iter__(self) -> Iterator[tuple[Evidence, Int[Tensor, " n"]]]:
+        labels = torch.split(self._images.labels, BATCH_SIZE)
+        for batch, batch_labels in zip(batches(self._images.images), labels, strict=True):
+            with torch.no_grad():
+                evidence = gather_evidence(self._network, batch.to(self._device))
+            yield evidence, batch_labels.to(self._device)
 
 
-def calibrate(
-    detector: Detector, batches: Iterable[tuple[Evidence, Int[Tensor, " n"]]], num_classes: int
-) -> ConformalCalibration:
-    """Conformal calibration on clean evidence, none of which the network or the detector was fitted on."""
-    scores, class_index = [], []
-    for evidence, _ in batches:
-        scores.append(detector(evidence))
-        class_index.append(evidence.class_index)
-    return ConformalCalibration.fit(torch.cat(scores), torch.cat(class_index), num_classes)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Judges:
+    calibrations: list[ConformalCalibration]
+    fusion: Fusion
+    calibration: ConformalCalibration
+
+
+@torch.no_grad()
+def _calibrate(
+    detectors: list[Detector], fused: tuple[str, ...], clean: EvidenceBatches, generator: torch.Generator
+) -> _Judges:
+    """Calibrations of each detector and of all together, the latter on images that the fusion has not seen."""
+    num_classes, class_index, scores = _score(detectors, clean)
+    order = torch.randperm(len(class_index), generator=generator).to(class_index.device)
+    first, second = order.tensor_split([int(SURPRISE_SHARE * len(order))])
+    fusion = Fusion(
+        {name: Surprise.fit(scores[name][first], class_index[first], num_classes) for name in fused},
+    )
+    together = fusion({name: scores[name][second] for name in fused}, class_index[second])
+    return _Judges(
+        calibrations=[ConformalCalibration.fit(of, class_index, num_classes) for of in scores.values()],
+        fusion=fusion,
+        calibration=ConformalCalibration.fit(together, class_index[second], num_classes),
+    )
+
+
+def _score(detectors: list[Detector], clean: EvidenceBatches) -> tuple[int, Int[Tensor, " n"], dict[str, Tensor]]:
+    """Number of classes, predicted classes (n,) and each detector's scores (n,)."""
+    found: dict[str, list[Tensor]] = {detector.name: [] for detector in detectors}
+    classes, num_classes = [], 0
+    for evidence, _ in clean:
+        classes.append(evidence.class_index)
+        num_classes = evidence.log_joint.shape[1]
+        for detector in detectors:
+            found[detector.name].append(detector(evidence))
+    return num_classes, torch.cat(classes), {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _drawn(images: ImageSet, count: int, generator: torch.Generator) -> ImageSet:
+    return images.select(torch.randperm(len(images), generator=generator)[:count])
 
 
 def batches(images: Tensor) -> Iterator[Float[Tensor, "n c h w"]]:
@@ -149,6 +207,12 @@ def rate(flagged: Bool[Tensor, " n"]) -> Rate:
     return Rate(num_images=count, num_flagged=hits, low=float(interval[0]), high=float(interval[1]))
 
 
+def check_abnormal(name: str) -> None:
+    """Raises DataError unless `abnormal_images` knows the name, before anything is loaded."""
+    if name not in ("noise", "inverted", *DATA_SETS) and not (Path(name).is_dir() and image_files(Path(name))):
+        raise DataError(f"abnormal set {name!r} is neither noise, inverted, a data set's name nor a folder of images")
+
+
 def abnormal_images(name: str, data: DataConfig, test: ImageSet, image_format: ImageFormat) -> Tensor:
     """uint8 images of no class.
 
@@ -156,28 +220,20 @@ def abnormal_images(name: str, data: DataConfig, test: ImageSet, image_format: I
 
     Raises DataError: an unknown name, or images of another shape.
     """
+    check_abnormal(name)
     if name == "inverted":
         return 255 - test.images
     if name == "noise":
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, 256, test.images.shape, dtype=torch.uint8, generator=generator)
-    if name not in get_args(DataConfig.__annotations__["name"]):
-        return _images_of_folder(Path(name), image_format)
+    if name not in DATA_SETS:
+        return torch.stack([read_image(path, image_format) for path in image_files(Path(name))])
     foreign = load_splits(parse_data_config({"name": name, "directory": data.directory})).test.images
-    if foreign.shape[1:] != test.images.shape[1:]:
+    if tuple(foreign.shape[1:]) != image_format.shape:
         raise DataError(
-            f"{name} has images of shape {tuple(foreign.shape[1:])}, the bundle takes {tuple(test.images.shape[1:])}"
+            f"{name} has images of shape {tuple(foreign.shape[1:])}, the bundle takes {image_format.shape}"
         )
     return foreign
-
-
-def _images_of_folder(folder: Path, image_format: ImageFormat) -> Tensor:
-    files = image_files(folder) if folder.is_dir() else []
-    if not files:
-        raise DataError(
-            f"abnormal set {str(folder)!r} is neither noise, inverted, a data set's name nor a folder of images"
-        )
-    return torch.stack([read_image(path, image_format) for path in files])
 
 
 def _check_data(checkpoint: Checkpoint, splits: Splits, data: DataConfig) -> None:

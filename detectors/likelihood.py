@@ -1,11 +1,10 @@
 """The likelihood detector: how unlikely features are under the mixture that they were trained to follow."""
 
-from collections.abc import Iterable
-
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from detectors.base import Detector, Evidence
+from detectors.base import CleanBatches, Detector, Evidence
 from model import gaussian
 
 
@@ -18,7 +17,7 @@ class LikelihoodDetector(Detector):
     name = "likelihood"
 
     @classmethod
-    def fit(cls, batches: Iterable[tuple[Evidence, Int[Tensor, " n"]]]) -> "LikelihoodDetector":
+    def fit(cls, batches: CleanBatches, *, generator: torch.Generator) -> "LikelihoodDetector":
         return cls()
 
     @classmethod

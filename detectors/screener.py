@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 from detectors.base import Detector, Evidence, gather_evidence
 from detectors.calibration import ConformalCalibration
+from detectors.fusion import Fusion
 from model import gaussian
 from model.data import to_unit
 from model.errors import BundleError, ImageError
 from model.images import ImageFormat
 from model.network import Network
 
-# Relative, of log-likelihoods: what another processor's order of summation may change.
-SELF_TEST_TOLERANCE = 1e-4
+# Relative: what another processor's order of summation may change. The fused score sums steep functions of scores.
+LIKELIHOOD_TOLERANCE = 1e-4
+SUSPICION_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +34,14 @@ class Verdicts:
     """What is said of n images.
 
     class_index (n,) int64; probabilities (n, k) summing to one; log_likelihood (n,) in nats, higher = more
-    likely; p_value (n,) in (0, 1]; flagged (n,) = p_value <= the bundle's false-alarm rate; evidence by detector.
+    likely; suspicion (n,) the fused score, higher = more suspicious; p_value (n,) of it, in (0, 1];
+    flagged (n,) = p_value <= the bundle's false-alarm rate; evidence by detector.
     """
 
     class_index: Int[Tensor, " n"]
     probabilities: Float[Tensor, "n k"]
     log_likelihood: Float[Tensor, " n"]
+    suspicion: Float[Tensor, " n"]
     p_value: Float[Tensor, " n"]
     flagged: Bool[Tensor, " n"]
     evidence: dict[str, DetectorEvidence]
@@ -50,12 +54,15 @@ class Reference:
     images: UInt8[Tensor, "n c h w"]
     class_index: Int[Tensor, " n"]
     log_likelihood: Float[Tensor, " n"]
+    suspicion: Float[Tensor, " n"]
 
 
 class Screener(nn.Module):
     """Judges images (n, c, h, w) in [0, 1]: class, likelihood and a calibrated p-value of each.
 
     On clean traffic like the calibration set at most `false_alarm_rate` of each predicted class is flagged.
+    calibrations: each detector's own, in their order; fusion names the detectors that decide together, and
+    calibration is that of its score. Detectors that it does not name are evidence beside the verdict.
     """
 
     def __init__(
@@ -63,8 +70,9 @@ class Screener(nn.Module):
         network: Network,
         detectors: list[Detector],
         calibrations: list[ConformalCalibration],
+        fusion: Fusion,
+        calibration: ConformalCalibration,
         *,
-        decider: str,
         labels: tuple[str, ...],
         image_format: ImageFormat,
         false_alarm_rate: float,
@@ -76,7 +84,8 @@ class Screener(nn.Module):
         self.network = network
         self.detectors = nn.ModuleDict({detector.name: detector for detector in detectors})
         self.calibrations = nn.ModuleDict(dict(zip(self.detectors, calibrations, strict=True)))
-        self.decider = decider
+        self.fusion = fusion
+        self.calibration = calibration
         self.labels = labels
         self.image_format = image_format
         self.false_alarm_rate = false_alarm_rate
@@ -99,43 +108,51 @@ class Screener(nn.Module):
         check_images(images, self.image_format.shape)
         evidence = self.gather(images)
         class_index = evidence.class_index
-        said = {name: self._judge(name, evidence, class_index) for name in self.detectors}
-        p_value = said[self.decider].p_value
+        scores = {name: detector(evidence) for name, detector in self.detectors.items()}
+        suspicion = self.fusion(scores, class_index)
+        p_value = self.calibration(suspicion, class_index)
         return Verdicts(
             class_index=class_index,
             probabilities=gaussian.posterior(evidence.log_joint),
             log_likelihood=gaussian.log_likelihood(evidence.log_joint),
+            suspicion=suspicion,
             p_value=p_value,
             flagged=p_value <= self.false_alarm_rate,
-            evidence=said,
+            evidence={
+                name: DetectorEvidence(score=score, p_value=self.calibrations[name](score, class_index))
+                for name, score in scores.items()
+            },
         )
 
     def suspicion(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        """The score behind the verdict's p-value, higher = more suspicious, differentiable in the images."""
-        return cast(Tensor, self.detectors[self.decider](self.gather(images)))
+        """The fused score before the p-value, in nats, higher = more suspicious, differentiable in the images."""
+        return self.suspect(self.gather(images))
+
+    def suspect(self, evidence: Evidence) -> Float[Tensor, " n"]:
+        """The fused score of evidence that was gathered already; only detectors that decide are asked."""
+        scores = {name: self.detectors[name](evidence) for name in self.fusion.names}
+        return cast(Tensor, self.fusion(scores, evidence.class_index))
 
     def self_test(self) -> None:
         """Judge the reference images again. Raises BundleError unless their scores are reproduced."""
         if self.reference is None:
             raise BundleError(f"bundle {self.name} {self.version} has no reference scores")
         verdicts = self.screen(to_unit(self.reference.images))
-        expected = self.reference.log_likelihood.to(self.device)
-        if not torch.allclose(verdicts.log_likelihood, expected, rtol=SELF_TEST_TOLERANCE, atol=1e-3) or (
-            not torch.equal(verdicts.class_index, self.reference.class_index.to(self.device))
+        where = f"bundle {self.name} {self.version} does not reproduce its reference scores on {self.device}"
+        if not torch.equal(verdicts.class_index, self.reference.class_index.to(self.device)):
+            raise BundleError(f"{where}: a predicted class differs")
+        for said, found, stored, tolerance in (
+            ("log-likelihoods", verdicts.log_likelihood, self.reference.log_likelihood, LIKELIHOOD_TOLERANCE),
+            ("suspicions", verdicts.suspicion, self.reference.suspicion, SUSPICION_TOLERANCE),
         ):
-            worst = float((verdicts.log_likelihood - expected).abs().max())
-            raise BundleError(
-                f"bundle {self.name} {self.version} does not reproduce its reference scores on {self.device}: "
-                f"log-likelihoods differ by up to {worst:.3g} nats"
-            )
+            expected = stored.to(self.device)
+            if not torch.allclose(found, expected, rtol=tolerance, atol=10 * tolerance):
+                worst = float((found - expected).abs().max())
+                raise BundleError(f"{where}: {said} differ by up to {worst:.3g} nats")
 
     def gather(self, images: Float[Tensor, "n c h w"]) -> Evidence:
         """One forward pass over images on the screener's device, differentiable in them."""
         return gather_evidence(self.network, images.to(self.device, torch.float32))
-
-    def _judge(self, name: str, evidence: Evidence, class_index: Int[Tensor, " n"]) -> DetectorEvidence:
-        score = self.detectors[name](evidence)
-        return DetectorEvidence(score=score, p_value=self.calibrations[name](score, class_index))
 
 
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:

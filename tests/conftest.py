@@ -64,7 +64,7 @@ def digits_bundle(digits_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPa
         reference_images=calibration.images[:8],
         split_digests={"calibration": calibration.digest(), "test": splits.test.digest()},
         measured={"accuracy": measured.accuracy},
-        card=write_card(digits_checkpoint, measured, name="digits", false_alarm_rate=0.05, commands=["lgm fit"]),
+        card=write_card(digits_checkpoint, measured, screener=screener, commands=["lgm fit"]),
     )
     return path
 

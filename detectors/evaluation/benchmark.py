@@ -182,7 +182,7 @@ def _bundle_facts(inputs: Inputs) -> dict[str, Any]:
         "labels": list(manifest.labels),
         "image_shape": list(manifest.image_shape),
         "detectors": list(manifest.detectors),
-        "decider": manifest.decider,
+        "fused": list(manifest.fused),
         "false_alarm_rate": manifest.false_alarm_rate,
         "calibration_sizes": manifest.calibration_sizes,
         "measured_accuracy": manifest.measured.get("accuracy"),

@@ -79,16 +79,13 @@ def make(screener: Screener, task: Task, images: Tensor, labels: Tensor, index: 
     )
 
 
-def say(screener: Screener, verdicts: Verdicts) -> Say:
+def say(verdicts: Verdicts) -> Say:
     """Score and p-value of each detector, and of the verdict under the name `fused`.
 
-    The verdict's score is its detector's, which orders inputs beyond the furthest calibration score too;
-    their p-values are all equal there. A verdict that no detector holds is ordered by 1 - p.
+    Scores order inputs beyond the furthest calibration score too; their p-values are all equal there.
     """
     said = {name: (_array(of.score), _array(of.p_value)) for name, of in verdicts.evidence.items()}
-    p_value = _array(verdicts.p_value)
-    score = said[screener.decider][0] if screener.decider in said else 1 - p_value
-    return {**said, FUSED: (score, p_value)}
+    return {**said, FUSED: (_array(verdicts.suspicion), _array(verdicts.p_value))}
 
 
 class _Tally:
@@ -108,7 +105,7 @@ class _Tally:
         """Judge a batch that was begun then; misses are looked for where it is told what was right before."""
         attacked = time.perf_counter()
         verdicts = self._screener.screen(made)
-        said = say(self._screener, verdicts)  # copies to the host: the clock stops when all is done
+        said = say(verdicts)  # copies to the host: the clock stops when all is done
         self._seconds += time.perf_counter() - began
         self._attack_seconds += attacked - began
         self._rows.append((labels.numpy(), _array(verdicts.class_index), said))

@@ -130,7 +130,7 @@ def _settings(results: Results) -> Iterator[str]:
     yield page.facts(
         [
             ("bundle", f"{bundle['name']} {bundle['version']} ({bundle['path']})"),
-            ("detectors", f"{', '.join(bundle['detectors'])}; the verdict is decided by {bundle['decider']}"),
+            ("detectors", f"{', '.join(bundle['detectors'])}; the verdict fuses {', '.join(bundle['fused'])}"),
             ("promise", f"at most {percent(bundle['false_alarm_rate'], 2)} of clean images flagged, in every class"),
             ("data", f"{data['name']}, {data['num_a_seed']:,} of {data['num_test']:,} test images for each seed"),
             ("SHA-256 of the test set", data["digest"]),

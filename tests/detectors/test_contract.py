@@ -1,18 +1,22 @@
-"""One contract for every detector: a new one in a new file is covered as soon as KNOWN_DETECTORS names it."""
+"""One contract for every detector: a new one is covered as soon as detectors/known.py names it."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from detectors.base import Detector, Evidence, gather_evidence
-from detectors.bundle import KNOWN_DETECTORS
-from detectors.fitting import evidence_batches
+from detectors.fitting import EvidenceBatches
+from detectors.known import KNOWN_DETECTORS
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
 from model.data import load_splits, to_unit
 from model.network import Network
 
-pytestmark = pytest.mark.parametrize("kind", KNOWN_DETECTORS.values(), ids=list(KNOWN_DETECTORS))
+
+@pytest.fixture(scope="module", params=KNOWN_DETECTORS.values(), ids=list(KNOWN_DETECTORS))
+def kind(request: pytest.FixtureRequest) -> type[Detector]:
+    found: type[Detector] = request.param
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +34,14 @@ def garbage(clean: Tensor) -> Tensor:
     return torch.rand(clean.shape, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def detector(kind: type[Detector], network: Network, digits_checkpoint: Checkpoint) -> Detector:
-    train = load_splits(digits_checkpoint.config.data).train
-    return kind.fit(evidence_batches(network, train, torch.device("cpu"))).eval()
+    return fit(kind, network, digits_checkpoint)
+
+
+def fit(kind: type[Detector], network: Network, checkpoint: Checkpoint) -> Detector:
+    batches = EvidenceBatches(network, load_splits(checkpoint.config.data).train, torch.device("cpu"))
+    return kind.fit(batches, generator=torch.Generator().manual_seed(0)).eval()
 
 
 def evidence(network: Network, images: Tensor) -> Evidence:
@@ -72,8 +80,7 @@ def test_its_state_makes_it_again(kind: type[Detector], detector: Detector, netw
 def test_fitting_again_gives_the_same_scores(
     kind: type[Detector], detector: Detector, network: Network, digits_checkpoint: Checkpoint, clean: Tensor
 ) -> None:
-    train = load_splits(digits_checkpoint.config.data).train
-    again = kind.fit(evidence_batches(network, train, torch.device("cpu"))).eval()
+    again = fit(kind, network, digits_checkpoint)
     judged = evidence(network, clean[:50])
     assert torch.equal(again(judged), detector(judged))
 
@@ -101,4 +108,4 @@ def test_it_keeps_no_memory_of_what_it_judged(detector: Detector, network: Netwo
 
 def test_a_screener_carries_it(kind: type[Detector], digits_screener: Screener) -> None:
     assert all(name in KNOWN_DETECTORS for name in digits_screener.detectors)
-    assert digits_screener.decider in digits_screener.detectors
+    assert set(digits_screener.fusion.names) <= set(digits_screener.detectors)

@@ -39,8 +39,8 @@ def test_the_parts_of_a_verdict_agree(digits_screener: Screener, images: Tensor)
     assert torch.equal(verdicts.class_index, verdicts.probabilities.argmax(1))
     assert torch.equal(verdicts.flagged, verdicts.p_value <= digits_screener.false_alarm_rate)
     assert 0 < int(verdicts.flagged.sum()) < len(everything)
-    decided = verdicts.evidence[digits_screener.decider]
-    assert torch.equal(verdicts.p_value, decided.p_value)
+    fused = digits_screener.calibration(verdicts.suspicion, verdicts.class_index)
+    assert torch.equal(verdicts.p_value, fused)
 
 
 def test_clean_images_are_flagged_at_about_the_promised_rate(digits_screener: Screener, images: Tensor) -> None:
@@ -64,10 +64,10 @@ def test_batched_and_alone_are_the_same(digits_screener: Screener, images: Tenso
     assert torch.equal(together.class_index, torch.cat([verdicts.class_index for verdicts in alone]))
 
 
-def test_suspicion_is_the_decider_s_score_and_differentiable(digits_screener: Screener, images: Tensor) -> None:
+def test_suspicion_is_the_fused_score_and_differentiable(digits_screener: Screener, images: Tensor) -> None:
     asked = images[:6].clone().requires_grad_()
     suspicion = digits_screener.suspicion(asked)
-    expected = digits_screener.screen(images[:6]).evidence[digits_screener.decider].score
+    expected = digits_screener.screen(images[:6]).suspicion
     assert torch.allclose(suspicion, expected, rtol=1e-5)
     suspicion.sum().backward()
     assert asked.grad is not None

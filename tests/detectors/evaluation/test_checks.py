@@ -81,7 +81,7 @@ def test_dropout_that_stays_active_is_refused(screener: Screener, digits: tuple[
 
 
 def test_a_random_detector_on_a_sound_network_is_warned_of(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
-    detector = screener.detectors[screener.decider]
+    detector = screener.detectors[screener.fusion.names[0]]
     detector.register_forward_hook(lambda module, given, scores: scores + torch.rand_like(scores))
     assert checks.check_modes(screener, digits[0]).level == "warn"
 

@@ -1,0 +1,91 @@
+"""Several detectors' scores -> one: the sum of their surprises, Fisher's combination of p-values made smooth.
+
+A conformal p-value has steps, ends at 1 / (n + 1) and has no gradient. The surprise -log p of a score is taken
+from a smooth estimate of the clean scores' survival function instead: it orders inputs beyond the
+furthest clean score too, and an attack on the verdict can follow its gradient. The sum is calibrated
+again on clean data of its own, so nothing rests on the estimate or on detectors being independent.
+"""
+
+import math
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from model.errors import CalibrationError
+
+LEAST_SCORES = 8  # clean scores beyond the last knot: fewer say too little about the tail
+OUT_OF_REACH = 1e30  # knots of a class without clean scores
+TIED = 1e-5  # the relative width of a rise between scores that are equal
+
+
+class Surprise(nn.Module):
+    """-log P(clean score >= s | predicted class), in nats, rising and continuous.
+
+    knots (k, m): the scores that a share 2^-j of a class's clean scores reach, j = 0 .. m - 1; straight lines
+    between them. Beyond the last the survival falls exponentially, with tails (k,) the mean excess over it, the
+    maximum-likelihood estimate. Below the first it goes on down to -log 2, so that a gradient is left everywhere
+    and yet no detector's calm outweighs another's alarm. A class without clean scores is never surprised.
+    """
+
+    def __init__(self, knots: Float[Tensor, "k m"], tails: Float[Tensor, " k"]):
+        super().__init__()
+        self.register_buffer("knots", knots)
+        self.register_buffer("tails", tails)
+
+    @classmethod
+    def fit(cls, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"], num_classes: int) -> "Surprise":
+        """From clean scores and the classes predicted for them. Raises CalibrationError for one not finite."""
+        if not bool(scores.isfinite().all()):
+            raise CalibrationError("a calibration score is not finite: the network does not judge clean data")
+        rows = [scores[class_index == index].sort().values for index in range(num_classes)]
+        num_knots = max(_num_knots(len(row)) for row in rows)
+        found = [_knots_and_tail(row, num_knots) for row in rows]
+        return cls(torch.stack([knots for knots, _ in found]), torch.stack([tail for _, tail in found]))
+
+    def forward(self, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Surprises, differentiable in the scores; a score that is not a number has no end to it."""
+        knots, tails = cast(Tensor, self.knots)[class_index], cast(Tensor, self.tails)[class_index]
+        widths = torch.cat([knots.diff(dim=1), tails.unsqueeze(1)], 1)
+        steps = (scores.unsqueeze(1) - knots) / widths
+        within, beyond = steps[:, :-1].clamp(0, 1), steps[:, -1].clamp_min(0)
+        below = nn.functional.elu(steps[:, 0].clamp_max(0))
+        surprises = math.log(2) * (within.sum(1) + below) + beyond
+        return torch.where(scores.isnan(), torch.inf, surprises)
+
+
+def _num_knots(count: int) -> int:
+    """As many as leave LEAST_SCORES beyond the last; at least the first."""
+    return 1 + max(0, int(math.log2(max(count, 1) / LEAST_SCORES)))
+
+
+def _knots_and_tail(row: Float[Tensor, " n"], num_knots: int) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
+    """Knots of one class from its sorted scores; those it has too few scores for lie on its exponential tail."""
+    order = torch.arange(num_knots).to(row)
+    if len(row) == 0:
+        return OUT_OF_REACH * (1 + order), row.new_ones(())
+    survivals = 0.5 ** torch.arange(_num_knots(len(row)), dtype=torch.float64)
+    knots = row[((1 - survivals) * (len(row) - 1)).long().to(row.device)]
+    least_gap = TIED * (1 + row.abs().amax())  # scores may tie, and a rise must still have a width
+    tail = (row[row >= knots[-1]] - knots[-1]).mean().clamp_min(least_gap)
+    further = knots[-1] + tail * math.log(2) * order[1 : 1 + num_knots - len(knots)]
+    return torch.cat([knots, further]) + least_gap * order, tail
+
+
+class Fusion(nn.Module):
+    """score = sum over detectors of the surprise at their scores (Fisher 1932, without its factor 2)."""
+
+    def __init__(self, surprises: dict[str, Surprise]):
+        super().__init__()
+        self.surprises = nn.ModuleDict(surprises)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The detectors that have a say, in order."""
+        return tuple(self.surprises)
+
+    def forward(self, scores: dict[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Fused scores in nats from the scores (n,) of each detector by name; higher = more suspicious."""
+        parts = [surprise(scores[name], class_index) for name, surprise in self.surprises.items()]
+        return torch.stack(parts).sum(0)

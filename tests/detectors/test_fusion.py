@@ -1,0 +1,111 @@
+"""Surprises and their sum: against the survival functions they estimate, and the properties a verdict needs."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from detectors import CalibrationError
+from detectors.fusion import LEAST_SCORES, Fusion, Surprise
+
+
+def drawn(count: int, seed: int = 0) -> Tensor:
+    return torch.empty(count).exponential_(generator=torch.Generator().manual_seed(seed))
+
+
+def one_class(scores: Tensor) -> Surprise:
+    return Surprise.fit(scores, torch.zeros(len(scores), dtype=torch.long), 1)
+
+
+def of(surprise: Surprise, scores: Tensor, class_index: int = 0) -> Tensor:
+    return surprise(scores, torch.full((len(scores),), class_index))
+
+
+def test_the_surprise_of_exponential_scores_is_the_score_itself() -> None:
+    """-log P(S >= s) = s for a rate of one, inside the sample and far beyond it."""
+    surprise = one_class(drawn(100_000))
+    asked = torch.tensor([0.2, 0.7, 1.5, 3.0, 6.0])
+    assert torch.allclose(of(surprise, asked), asked, rtol=0.05, atol=0.03)
+    assert float(of(surprise, torch.tensor([30.0]))) == pytest.approx(30, rel=0.35)
+
+
+def test_surprises_of_clean_scores_follow_the_exponential_of_mean_one() -> None:
+    """Then twice their sum over m independent detectors is chi-squared with 2 m degrees: Fisher's method."""
+    generator = torch.Generator().manual_seed(1)
+    surprise = one_class(torch.randn(50_000, generator=generator))
+    surprises = of(surprise, torch.randn(50_000, generator=generator))
+    assert float(surprises.mean()) == pytest.approx(1, abs=0.2)
+    for halvings in (1, 2, 3, 5, 7):
+        share = float((surprises >= halvings * math.log(2)).double().mean())
+        assert share == pytest.approx(0.5**halvings, rel=0.15)
+
+
+def test_every_class_has_its_own() -> None:
+    scores = torch.cat([drawn(400), 100 + drawn(400, seed=1)])
+    surprise = Surprise.fit(scores, torch.arange(2).repeat_interleave(400), 3)
+    assert float(of(surprise, torch.tensor([100.5]), 0)) > 50
+    assert float(of(surprise, torch.tensor([100.5]), 1)) < 2
+    assert float(of(surprise, torch.tensor([1e6]), 2)) <= 0  # the class without a clean score
+
+
+@given(
+    st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60),
+    st.lists(st.floats(-2e6, 2e6, width=32), min_size=2, max_size=20),
+)
+def test_it_rises_with_the_score_and_is_bounded_below(clean: list[float], asked: list[float]) -> None:
+    found = of(one_class(torch.tensor(clean)), torch.tensor(sorted(asked)))
+    assert bool(found.isfinite().all())
+    assert bool((found.diff() >= -1e-4 * (1 + found[1:].abs())).all())
+    assert bool((found >= -math.log(2) - 1e-5).all())
+
+
+def test_few_scores_of_one_class_among_many_of_another_still_order() -> None:
+    scores = torch.cat([drawn(4_000), drawn(LEAST_SCORES)])
+    classes = torch.cat([torch.zeros(4_000), torch.ones(LEAST_SCORES)]).long()
+    found = of(Surprise.fit(scores, classes, 2), torch.tensor([0.5, 2.0, 8.0, 32.0]), 1)
+    assert bool((found.diff() > 0.5).all())
+
+
+def test_its_gradient_is_there_everywhere_and_positive() -> None:
+    surprise = one_class(drawn(500))
+    asked = torch.tensor([-1.0, 0.0, 0.3, 2.0, 7.0, 1e4], requires_grad=True)
+    of(surprise, asked).sum().backward()
+    assert asked.grad is not None
+    assert bool((asked.grad > 0).all())
+
+
+def test_scores_that_all_tie_neither_divide_by_zero_nor_hide_what_differs() -> None:
+    surprise = one_class(torch.full((50,), 3.0))
+    found = of(surprise, torch.tensor([3.0, 3.5]))
+    assert bool(found.isfinite().all())
+    assert float(found[1] - found[0]) > 10
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_clean_scores_that_are_not_finite_are_refused(bad: float) -> None:
+    with pytest.raises(CalibrationError, match="not finite"):
+        one_class(torch.tensor([0.0, bad]))
+
+
+def test_a_score_that_is_not_a_number_is_endlessly_surprising() -> None:
+    assert float(of(one_class(drawn(100)), torch.tensor([math.nan]))) == math.inf
+
+
+def test_the_fused_score_is_the_sum_and_ignores_detectors_beside_it() -> None:
+    first, second = one_class(drawn(300)), one_class(drawn(300, seed=1))
+    scores = {"a": torch.tensor([0.1, 5.0]), "b": torch.tensor([2.0, 0.2]), "beside": torch.tensor([9.0, 9.0])}
+    class_index = torch.zeros(2, dtype=torch.long)
+    fused = Fusion({"a": first, "b": second})
+    assert fused.names == ("a", "b")
+    expected = first(scores["a"], class_index) + second(scores["b"], class_index)
+    assert torch.equal(fused(scores, class_index), expected)
+
+
+def test_two_weak_alarms_outweigh_one() -> None:
+    fused = Fusion({"a": one_class(drawn(2_000)), "b": one_class(drawn(2_000, seed=1))})
+    scores = {"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([4.0, 0.5])}
+    both, one = fused(scores, torch.zeros(2, dtype=torch.long))
+    assert both > one + 2
