@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install serve test test-slow check format bench lock clean
+.PHONY: install serve test test-slow check format bench outcome outcome-quick lock clean
 
 install: $(VENV)/.installed
 
@@ -37,6 +37,15 @@ format: install
 
 bench: install
 	$(BIN)/python -m tests.benchmarks.loss
+	$(BIN)/python -m tests.benchmarks.screening
+
+# Hours: trains every network that is missing, for three seeds. CIFAR10= names its folder of images.
+outcome: install
+	$(BIN)/python -m tests.benchmarks.outcome $(if $(CIFAR10),--cifar10 $(CIFAR10))
+
+# Minutes: the shipped bundle alone, on fewer images.
+outcome-quick: install
+	$(BIN)/python -m tests.benchmarks.outcome --quick
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \

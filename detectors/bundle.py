@@ -31,6 +31,7 @@ from model.network import Network
 
 SCHEMA_VERSION = 2
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "mnist"
+ROBUST_BUNDLE = SHIPPED_BUNDLE.with_name("mnist-robust")
 MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
     "bundle.json",
     "network.safetensors",

@@ -102,6 +102,9 @@ def test_the_card_names_its_commands_and_how_it_was_made(fitted: tuple[Path, Res
         (["--data", "imagenet"], ConfigurationError, "name: .*image-folder"),
         (["--data", "mnist", "--data-dir", "/nowhere"], DataError, "LGM_DATA_DIR"),
         (["--device", "toaster"], ConfigurationError, "'toaster' is not known"),
+        (["--detectors", "likelihod"], ConfigurationError, "unknown detector 'likelihod'; there are likelihood, "),
+        (["--beside", "layers"], ConfigurationError, "each named once, got likelihood, layers, residual, layers"),
+        (["--detectors", ""], ConfigurationError, "at least one"),
     ],
 )
 def test_fit_refuses_what_it_cannot_do_and_leaves_nothing(
@@ -112,6 +115,22 @@ def test_fit_refuses_what_it_cannot_do_and_leaves_nothing(
     assert isinstance(error, kind)
     assert re.search(said, str(error)), error
     assert not (tmp_path / "bundle").exists()
+
+
+def test_fit_takes_other_detectors_and_others_beside_the_verdict(digits_run: Path, tmp_path: Path) -> None:
+    chosen = ["--detectors", "likelihood,layers", "--beside", "energy,knn", "--false-alarm-rate", "0.05"]
+    result = invoke("fit", digits_run, "--output", tmp_path / "bundle", *chosen)
+    assert result.exit_code == 0, result.output
+    screener = load_bundle(tmp_path / "bundle")
+    assert tuple(screener.detectors) == ("likelihood", "layers", "energy", "knn")
+    assert screener.fusion.names == ("likelihood", "layers")
+    card = (tmp_path / "bundle" / CARD).read_text(encoding="utf-8")
+    assert "The verdict fuses likelihood and layers; energy and knn stand beside it." in card
+
+
+def test_fit_names_an_unknown_abnormal_set_before_it_reads_the_checkpoint(tmp_path: Path) -> None:
+    error = refused("fit", tmp_path / "none", "--output", tmp_path / "bundle", "--abnormal", "nose")
+    assert "neither noise, inverted" in str(error)
 
 
 def test_fit_refuses_an_output_before_it_even_reads_the_checkpoint(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The whole way on the data that the shipped model is for: files over HTTP, against the library."""
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -12,7 +11,7 @@ from PIL import Image
 from detectors import Screener
 from model.config import parse_data_config
 from model.data import ImageSet, load_splits, to_unit
-from tests.server import TIMEOUT, Server
+from tests.server import TIMEOUT
 
 pytestmark = pytest.mark.data
 
@@ -21,15 +20,6 @@ pytestmark = pytest.mark.data
 def thousand(data_directory: Path) -> ImageSet:
     test = load_splits(parse_data_config({"name": "mnist", "directory": str(data_directory)})).test
     return test.select(torch.arange(1000))
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = Server("--threads", "1", "--drain-seconds", "0")
-    try:
-        yield server.await_url()
-    finally:
-        server.stop()
 
 
 def test_a_thousand_files_over_http(url: str, thousand: ImageSet, shipped_screener: Screener) -> None:

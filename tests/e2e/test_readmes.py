@@ -4,13 +4,12 @@ import json
 import re
 import subprocess
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from model.config import parse_config
-from tests.server import TIMEOUT, Server
+from tests.server import TIMEOUT
 
 REPOSITORY = Path(__file__).parents[2]
 READMES = ["README.md", "model/README.md", "detectors/README.md", "service/README.md"]
@@ -19,15 +18,6 @@ READMES = ["README.md", "model/README.md", "detectors/README.md", "service/READM
 def blocks(readme: str, language: str) -> list[str]:
     text = (REPOSITORY / readme).read_text(encoding="utf-8")
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-@pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = Server("--threads", "1", "--drain-seconds", "0")
-    try:
-        yield server.await_url()
-    finally:
-        server.stop()
 
 
 def run(command: str, url: str) -> dict[str, object]:

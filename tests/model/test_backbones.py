@@ -68,7 +68,7 @@ def test_the_first_convolution_of_a_grey_network_keeps_its_form() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("small64", r"'small64' does not exist; there are: small28, small32, resnet20, torchvision:NAME, timm:NAME"),
+        ("small64", "'small64' does not exist; there are: small28, threshold28, small32, resnet20, torch"),
         ("torchvision:resnet19", "no classifier 'resnet19'.*resnet18"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no classifier 'fasterrcnn_resnet50_fpn'"),
         ("timm:resnet19", "timm has no network 'resnet19'"),
@@ -120,6 +120,21 @@ def test_outputs_are_float32_in_mixed_precision(backbone: str) -> None:
 
 def test_the_log_joint_is_the_mixture_s_of_the_features() -> None:
     model = network().eval()
-    features, log_joint = model(torch.rand(4, 1, 16, 16))
+    features, log_joint, _ = model(torch.rand(4, 1, 16, 16))
     assert features.shape == (4, 6)
     assert torch.equal(log_joint, model.mixture(features))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "channels"), [("small28", [4, 8, 16]), ("small32", [4, 8, 16, 32]), ("resnet20", [4, 4, 8, 16])]
+)
+def test_every_stage_s_maps_are_tapped_by_their_means(backbone: str, channels: list[int]) -> None:
+    model, images = network(backbone).eval(), torch.rand(3, 1, 32, 32)
+    outputs, expected = model.normalise(images), []
+    for stage in model.backbone.stages:
+        outputs = stage(outputs)
+        expected += [outputs.flatten(2).mean(2)] if outputs.ndim == 4 else []
+    taps = model(images).taps
+    assert [tap.shape[1] for tap in taps] == channels
+    for tap, written_out in zip(taps, expected, strict=True):
+        assert torch.allclose(tap, written_out, rtol=1e-4, atol=1e-5)
