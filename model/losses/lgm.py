@@ -12,14 +12,14 @@ Both terms use the same covariances, the log-determinant stands in both, and the
 only: inference asks the mixture.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model.errors import ConfigurationError
-from model.losses.lgm_function import LGMTerms
+from model.losses.lgm_function import LGMMeans, LGMTerms
 from model.mixture import GaussianMixture
 from model.schedule import Schedule, as_schedule
 
@@ -67,11 +67,15 @@ class LGMLoss(nn.Module):
         Raises ConfigurationError when shapes do not fit the mixture, the batch is empty, or a label is
         outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
         """
-        self._check(features, labels)
-        alpha, lambda_ = self.alpha, self.lambda_
-        classification, likelihood = (term.mean() for term in lgm_terms(features, labels, self.mixture, alpha))
+        mixture, alpha, lambda_ = self.mixture, self.alpha, self.lambda_
+        _check(features, labels, mixture)
+        try:
+            classification, likelihood = LGMMeans.apply(*_arguments(features, labels, mixture, alpha))
+        except IndexError as error:  # indexing by them checks labels anyway
+            low, high = int(labels.min()), int(labels.max())
+            raise ConfigurationError(f"labels must lie in [0, {mixture.num_classes}), got {low} to {high}") from error
         if self.training and torch.is_grad_enabled():
-            self.step += 1
+            vars(self)["step"] += 1  # nn.Module.__setattr__ takes longer than a sum over the batch
         total = torch.add(classification, likelihood, alpha=lambda_)
         return LossTerms(total, classification, likelihood)
 
@@ -81,31 +85,25 @@ class LGMLoss(nn.Module):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.step = state["step"]
 
-    def _check(self, features: Tensor, labels: Tensor) -> None:
-        num_classes, num_features = self.mixture.num_classes, self.mixture.num_features
-        if features.ndim != 2 or features.shape[1] != num_features or len(features) == 0:
-            raise ConfigurationError(
-                f"features must be (n >= 1, {num_features}) for this mixture, got {tuple(features.shape)}"
-            )
-        if labels.shape != (len(features),) or labels.is_floating_point():
-            raise ConfigurationError(
-                f"labels must be {len(features)} integers, got {labels.dtype} {tuple(labels.shape)}"
-            )
-        if labels.device.type == "cpu":
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= num_classes:
-                raise ConfigurationError(f"labels must lie in [0, {num_classes}), got {low} to {high}")
-
 
 def lgm_terms(
     features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], mixture: GaussianMixture, alpha: float
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """(L_cls, L_lkd) of each input, in nats, float32 or wider; differentiable once."""
-    with torch.autocast(features.device.type, enabled=False):
-        if features.dtype in (torch.float16, torch.bfloat16):
-            features = features.float()
-        raw = None if mixture.variance == "unit" else mixture.raw_log_variances
-        terms: tuple[Tensor, Tensor] = LGMTerms.apply(
-            features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
-        )
+    terms: tuple[Tensor, Tensor] = LGMTerms.apply(*_arguments(features, labels, mixture, alpha))
     return terms
+
+
+def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha: float) -> tuple[Any, ...]:
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    raw = None if mixture.variance == "unit" else mixture.raw_log_variances
+    return features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
+
+
+def _check(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:
+    shape, num_features = features.shape, mixture.num_features
+    if len(shape) != 2 or shape[1] != num_features or shape[0] == 0:
+        raise ConfigurationError(f"features must be (n >= 1, {num_features}) for this mixture, got {tuple(shape)}")
+    if labels.shape != shape[:1] or labels.is_floating_point():
+        raise ConfigurationError(f"labels must be {shape[0]} integers, got {labels.dtype} {tuple(labels.shape)}")

@@ -11,8 +11,13 @@ margined posterior p, r = p - [k = z], g and h the incoming gradients of L_cls a
 
 r is the only (n, k) matrix; forward makes it in place of the scores. A form that never holds it, or one
 sharded by class, replaces `_cross_entropy_` and makes r block by block from scores and normaliser.
+
+Up to some thousand classes the small operations weigh as much as the products, which push their code out of
+the cache. So they are few: factors ride along in `value` and `alpha`, and a single block is not sliced.
+Products are written in place or to `out`, which autocast leaves in float32.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -24,214 +29,232 @@ from model import gaussian
 CLASS_BLOCK = 1024
 
 
-class Rows(NamedTuple):
-    """Centred features (n, d) and their negative half squares (n, v), None for unit variances."""
+class Classes(NamedTuple):
+    """w (k, d) of centred means; of learned variances 1 / lambda, mu^2 / lambda (k, v) and log|Lambda| / 2 (k, 1)."""
 
-    centred: Tensor
-    squares: Tensor | None
-
-
-class Block(NamedTuple):
-    """Some classes, centred: which, w (b, d), <mu, w> (b,), 1 / lambda (b, v), and mu (b, d) of the diagonal form."""
-
-    range: slice
     weight: Tensor
-    squared_norms: Tensor
     inverse: Tensor | None
-    means: Tensor | None
+    norms: Tensor | None
+    half_log_determinants: Tensor | None
 
 
 class TrueClass(NamedTuple):
-    """x - mu_z (n, d), (x - mu_z) / lambda_z (n, d), 1 / lambda_z (n, v): from differences, so exact."""
+    """(x - mu_z) / lambda_z (n, d), 1 / lambda_z and twice d_z by variance (n, v): from differences, so exact."""
 
-    difference: Tensor
     scaled: Tensor
     inverse: Tensor | None
+    distances: Tensor
 
 
 class LGMTerms(torch.autograd.Function):
-    """(L_cls, L_lkd) of each input; lambda = floor + exp(raw), raw None for unit variances."""
+    """(L_cls, L_lkd) of each input; arguments as of `_forward`."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        means: Tensor,
-        raw: Tensor | None,
-        log_priors: Tensor,
-        labels: Tensor,
-        floor: float,
-        alpha: float,
-    ) -> tuple[Tensor, Tensor]:
-        centre = means.mean(0)
-        rows = _rows(features - centre, raw)
-        scores, blocks, half_log_determinants = _scores(rows, means, centre, raw, log_priors, floor)
-        true = _true_class(features, means, raw, labels, floor)
-        distances = 0.5 * (true.difference * true.scaled).sum(1)
-        classification, residuals = _cross_entropy_(scores, labels.unsqueeze(1), alpha * distances)
-        saved = [tensor for block in blocks for tensor in block[1:]]
-        ctx.save_for_backward(labels, residuals, *rows, *true, *saved)
-        ctx.floor, ctx.alpha = floor, alpha
-        if half_log_determinants is None:
-            return classification, distances
-        return classification, distances + half_log_determinants.index_select(0, labels)
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        classification, likelihood = _forward(ctx, *arguments)
+        return classification.squeeze(1), likelihood.squeeze(1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
-        labels, residuals, centred, squares, difference, scaled, inverse, *saved = ctx.saved_tensors
-        ranges = _class_ranges(residuals.shape[1])
-        blocks = [Block(chosen, *saved[4 * place : 4 * place + 4]) for place, chosen in enumerate(ranges)]
-        gradients = _all_classes(Rows(centred, squares), blocks, residuals, grad_cls, ctx.floor)
-        true_residuals = residuals.gather(1, labels.unsqueeze(1)).squeeze(1)
-        tension = torch.addcmul(grad_lkd, grad_cls, true_residuals, value=-ctx.alpha)
-        true = TrueClass(difference, scaled, inverse)
-        _add_true_class_(gradients, true, labels, tension, grad_lkd, ctx.floor)
-        return *gradients, None, None, None
+        return *_backward(ctx, grad_cls.unsqueeze(1), grad_lkd.unsqueeze(1)), None, None, None
 
 
-def _rows(centred: Tensor, raw: Tensor | None) -> Rows:
-    if raw is None:
-        return Rows(centred, None)
-    return Rows(centred, gaussian.negative_half_squares(centred, raw.shape[1]))
+class LGMMeans(torch.autograd.Function):
+    """(L_cls, L_lkd) averaged over the batch, which spares autograd the averages."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+        classification, likelihood = _forward(ctx, *arguments)
+        ctx.shape = classification.shape
+        return classification.mean(), likelihood.mean()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        share = 1 / ctx.shape[0]
+        return *_backward(ctx, *((gradient * share).expand(ctx.shape) for gradient in gradients)), None, None, None
 
 
-def _true_class(features: Tensor, means: Tensor, raw: Tensor | None, labels: Tensor, floor: float) -> TrueClass:
-    difference = features - means.index_select(0, labels)
-    if raw is None:
-        return TrueClass(difference, difference, None)
-    inverse = gaussian.floored(raw.index_select(0, labels), floor).reciprocal_()
-    return TrueClass(difference, difference * inverse, inverse)
+def _forward(
+    ctx: Any,
+    features: Tensor,
+    means: Tensor,
+    raw: Tensor | None,
+    log_priors: Tensor,
+    labels: Tensor,
+    floor: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor]:
+    """L_cls and L_lkd (n, 1); lambda = floor + exp(raw), raw None for unit variances."""
+    centre, index = means.mean(0), labels.unsqueeze(1)
+    centred = features - centre
+    difference = features - means.index_select(0, labels)  # first of all: it raises IndexError
+    squares = None if raw is None else _summed(centred * centred, raw.shape[1])
+    scores, classes = _scores(centred, squares, means, centre, raw, log_priors, floor)
+    true = _true_class(difference, classes.inverse, labels)
+    distances = _summed(true.distances, 1)
+    classification, residuals = _cross_entropy_(scores, index, distances * (-0.5 * alpha))
+    ctx.save_for_backward(labels, index, residuals, centred, squares, *classes, *true)
+    ctx.floor, ctx.alpha = floor, alpha
+    if classes.half_log_determinants is None:
+        return classification, distances * 0.5
+    return classification, torch.add(classes.half_log_determinants.index_select(0, labels), distances, alpha=0.5)
 
 
-def _class_ranges(num_classes: int) -> list[slice]:
-    starts = range(0, num_classes, CLASS_BLOCK)
-    return [slice(start, min(start + CLASS_BLOCK, num_classes)) for start in starts]
+def _backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
+    """Gradients of features, means, raw log-variances and log-priors from g and h (n, 1)."""
+    labels, index, residuals, centred, squares, *saved = ctx.saved_tensors
+    classes, true = Classes(*saved[:4]), TrueClass(*saved[4:])
+    tension = torch.addcmul(grad_lkd, grad_cls, residuals.gather(1, index), value=-ctx.alpha)
+    grad_features, grad_means, grad_raw, grad_bias = _all_classes(
+        centred, squares, classes, residuals, grad_cls, ctx.floor
+    )
+    pull = true.scaled * tension
+    grad_means.index_add_(0, labels, pull, alpha=-1)
+    if grad_raw is not None:
+        change = _true_raw_gradient(true, tension, grad_lkd, ctx.floor)
+        grad_raw.scatter_add_(0, index.expand_as(change), change)
+    return pull.addcmul_(grad_features, grad_cls), grad_means, grad_raw, grad_bias.squeeze(1)
+
+
+def _summed(products: Tensor, num_columns: int) -> Tensor:
+    """(m, 1) sums of (m, d), or all of it where every column is wanted on its own."""
+    return products if products.shape[1] == num_columns else products.sum(1, keepdim=True)
+
+
+def _true_class(difference: Tensor, inverse: Tensor | None, labels: Tensor) -> TrueClass:
+    if inverse is None:
+        return TrueClass(difference, None, _summed(difference * difference, 1))
+    chosen = inverse.index_select(0, labels)
+    scaled = difference * chosen
+    return TrueClass(scaled, chosen, _summed(difference.mul_(scaled), chosen.shape[1]))
+
+
+def _blocks(columns: Tensor, *rows: Tensor | None) -> Iterator[tuple[Any, ...]]:
+    """CLASS_BLOCK classes at a time: columns of the first tensor, rows of the others."""
+    num_classes = columns.shape[1]
+    if num_classes <= CLASS_BLOCK:
+        yield columns, *rows
+        return
+    for start in range(0, num_classes, CLASS_BLOCK):
+        chosen = slice(start, start + CLASS_BLOCK)
+        yield columns[:, chosen], *(None if tensor is None else tensor[chosen] for tensor in rows)
 
 
 def _scores(
-    rows: Rows, means: Tensor, centre: Tensor, raw: Tensor | None, log_priors: Tensor, floor: float
-) -> tuple[Tensor, list[Block], Tensor | None]:
-    """Scores (n, k) without the margin, but for a constant of the row; the blocks; log|Lambda| / 2 (k,)."""
-    scores = rows.centred.new_empty(len(rows.centred), len(means))
-    half_log_determinants = None if raw is None else torch.empty_like(log_priors)
-    blocks = []
-    for chosen in _class_ranges(len(means)):
-        inverse, log_weights = None, log_priors[chosen]
-        if raw is not None and half_log_determinants is not None:
-            variances = gaussian.floored(raw[chosen], floor)
-            inverse = variances.reciprocal()
-            log_variances = gaussian.log_floored_(variances, raw[chosen])
-            half_log_determinants[chosen] = gaussian.half_log_determinant(log_variances, means.shape[1])
-            log_weights = log_weights - half_log_determinants[chosen]
-        centred = means[chosen] - centre
-        weight, squared_norms = gaussian.natural_parameters(centred, inverse)
-        bias = torch.add(log_weights, squared_norms, alpha=-0.5)
-        _block_scores(rows, weight, inverse, bias, scores[:, chosen])
-        diagonal = inverse is not None and inverse.shape[1] > 1
-        blocks.append(Block(chosen, weight, squared_norms, inverse, centred if diagonal else None))
-    return scores, blocks, half_log_determinants
+    centred: Tensor,
+    squares: Tensor | None,
+    means: Tensor,
+    centre: Tensor,
+    raw: Tensor | None,
+    log_priors: Tensor,
+    floor: float,
+) -> tuple[Tensor, Classes]:
+    """Scores (n, k) without the margin, but for a constant of the row, and what they are made of."""
+    scores = centred.new_empty(len(centred), len(means))
+    classes = Classes(torch.empty_like(means), None, None, None)
+    if raw is not None:
+        classes = Classes(classes.weight, torch.empty_like(raw), torch.empty_like(raw), raw.new_empty(len(raw), 1))
+    for out, mu, block_raw, log_weights, weight, inverse, norms, half_log_determinants in _blocks(
+        scores, means, raw, log_priors, *classes
+    ):
+        torch.sub(mu, centre, out=weight)
+        if squares is None:
+            bias = torch.add(log_weights, _summed(weight * weight, 1).squeeze(1), alpha=-0.5)
+            torch.addmm(bias, centred, weight.T, out=out)
+        else:
+            bias = log_weights - _scale_(weight, inverse, norms, half_log_determinants, block_raw, floor).squeeze(1)
+            _quadratic_scores(centred, squares, weight, inverse, bias, out)
+    return scores, classes
 
 
-def _block_scores(rows: Rows, weight: Tensor, inverse: Tensor | None, bias: Tensor, scores: Tensor) -> None:
-    """<x, w> + <s(x), 1 / lambda> + b into `scores`; the rank-one middle of the isotropic form needs no product."""
-    if rows.squares is None or inverse is None:
-        torch.addmm(bias, rows.centred, weight.T, out=scores)
-    elif inverse.shape[1] == 1:
-        torch.mul(rows.squares, inverse.T, out=scores).add_(bias).addmm_(rows.centred, weight.T)
+def _scale_(
+    weight: Tensor, inverse: Tensor, norms: Tensor, half_log_determinants: Tensor, raw: Tensor, floor: float
+) -> Tensor:
+    """Divide the means in `weight` by lambda and fill in the rest; returns log|Lambda| / 2 + <mu, w> / 2 (b, 1)."""
+    variances = gaussian.floored(raw, floor)
+    torch.reciprocal(variances, out=inverse)
+    torch.mul(_summed(weight * weight, raw.shape[1]), inverse, out=norms)
+    weight.mul_(inverse)
+    log_determinants = _summed(gaussian.log_floored_(variances, raw), 1)
+    torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
+    return torch.add(half_log_determinants, _summed(norms, 1), alpha=0.5)
+
+
+def _share(features: Tensor, variances: Tensor) -> float:
+    """d log|Lambda| / dlog lambda / 2: d/2 of an isotropic and 1/2 of a diagonal variance."""
+    return 0.5 * features.shape[1] / variances.shape[1]
+
+
+def _quadratic_scores(
+    centred: Tensor, squares: Tensor, weight: Tensor, inverse: Tensor, bias: Tensor, out: Tensor
+) -> None:
+    """<x, w> - <x^2, 1 / lambda> / 2 + b; the rank-one middle of the isotropic form needs no product."""
+    if inverse.shape[1] == 1:
+        torch.addcmul(bias, squares, inverse.T, value=-0.5, out=out).addmm_(centred, weight.T)
     else:
-        torch.addmm(bias, rows.centred, weight.T, out=scores).addmm_(rows.squares, inverse.T)
+        torch.addmm(bias, squares, inverse.T, alpha=-0.5, out=out).addmm_(centred, weight.T)
 
 
 def _cross_entropy_(scores: Tensor, index: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
-    """L_cls (n,), and the residuals p - [k = z] written over the scores.
+    """L_cls (n, 1), and the residuals p - [k = z] written over the scores; margins (n, 1) are zero or less.
 
     One exponential an entry serves both: with the largest posterior 1 / sum_k exp(score_k - top),
     the normaliser is top - log of it.
     """
-    scores.scatter_add_(1, index, -margins.unsqueeze(1))
-    true_scores, top = scores.gather(1, index), scores.amax(1, keepdim=True)
+    scores.scatter_add_(1, index, margins)
+    top = scores.amax(1, keepdim=True)
+    behind = top - scores.gather(1, index)
     residuals = torch.softmax(scores, 1, out=scores)
-    classification = top - true_scores - residuals.amax(1, keepdim=True).log_()
+    classification = behind.sub_(residuals.amax(1, keepdim=True).log_())
     residuals.scatter_add_(1, index, torch.full_like(top, -1.0))
-    return classification.squeeze(1), residuals
+    return classification, residuals
 
 
 Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
-class Quadratic(NamedTuple):
-    """What the backward pass of learned variances needs besides: g s(x) (n, v), and where to put gradients."""
-
-    weighted: Tensor
-    grad_squares: Tensor
-    grad_raw: Tensor
-
-
-def _all_classes(rows: Rows, blocks: list[Block], residuals: Tensor, grad_cls: Tensor, floor: float) -> Gradients:
-    """Gradients of features, means, raw log-variances and log-priors, but for the true class's pull t."""
-    weights, num_classes = grad_cls.unsqueeze(1), residuals.shape[1]
-    weighted = rows.centred * weights
-    quadratic = None if rows.squares is None else _quadratic(rows.squares, weights, num_classes)
-    grad_features = torch.zeros_like(weighted)
-    grad_means = weighted.new_empty(num_classes, weighted.shape[1])
-    grad_log_priors = grad_cls.new_empty(num_classes)
-    share = 0.0 if rows.squares is None else 0.5 * weighted.shape[1] / rows.squares.shape[1]
-    for block in blocks:
-        part = residuals[:, block.range]
-        grad_bias = torch.mv(part.T, grad_cls, out=grad_log_priors[block.range]).unsqueeze(1)
-        grad_weight = torch.mm(part.T, weighted, out=grad_means[block.range])
-        grad_features.addmm_(part, block.weight)
-        if quadratic is not None and block.inverse is not None:
-            quadratic.grad_squares.addmm_(part, block.inverse)
-            grad_inverse = torch.mm(part.T, quadratic.weighted, out=quadratic.grad_raw[block.range])
-            weight_share = _weight_share(grad_weight, grad_bias, block)
-            _raw_gradient_(grad_inverse, weight_share, grad_bias, block.inverse, share, floor)
-            grad_weight.mul_(block.inverse)
-        grad_weight.addcmul_(grad_bias, block.weight, value=-1)  # dL/dmu = dL/dw / lambda - dL/db w
-    if quadratic is None:
-        return grad_features.mul_(weights), grad_means, None, grad_log_priors
-    grad_features.addcmul_(rows.centred, quadratic.grad_squares, value=-1)
-    return grad_features.mul_(weights), grad_means, quadratic.grad_raw, grad_log_priors
-
-
-def _quadratic(squares: Tensor, weights: Tensor, num_classes: int) -> Quadratic:
-    grad_raw = squares.new_empty(num_classes, squares.shape[1])
-    return Quadratic(squares * weights, torch.zeros_like(squares), grad_raw)
-
-
-def _weight_share(grad_weight: Tensor, grad_bias: Tensor, block: Block) -> Tensor:
-    """(dL/dw - dL/db mu / 2) w (b, d), or its sum over d (b, 1): what w and b, which holds -<mu, w> / 2, pass on."""
-    if block.means is None:
-        inner = (grad_weight * block.weight).sum(1, keepdim=True)
-        return inner.addcmul_(grad_bias, block.squared_norms.unsqueeze(1), value=-0.5)
-    return torch.addcmul(grad_weight, grad_bias, block.means, value=-0.5).mul_(block.weight)
+def _all_classes(
+    centred: Tensor, squares: Tensor | None, classes: Classes, residuals: Tensor, grad_cls: Tensor, floor: float
+) -> Gradients:
+    """Gradients of features (over g), means, raw log-variances, log-priors (k, 1), but for the true class's pull."""
+    weighted, grad_features = centred * grad_cls, torch.zeros_like(centred)
+    weighted_squares = grad_squares = grad_raw = None
+    if squares is not None and classes.inverse is not None:
+        weighted_squares, grad_squares = squares * grad_cls, torch.zeros_like(squares)
+        grad_raw = torch.empty_like(classes.inverse)
+    grad_means, grad_bias = torch.empty_like(classes.weight), weighted.new_empty(len(classes.weight), 1)
+    for part, weight, inverse, norms, block_means, block_raw, block_bias in _blocks(
+        residuals, *classes[:3], grad_means, grad_raw, grad_bias
+    ):
+        transposed = part.T
+        torch.mm(transposed, weighted, out=block_means)
+        torch.mm(transposed, grad_cls, out=block_bias)
+        grad_features.addmm_(part, weight)
+        if weighted_squares is not None and grad_squares is not None:
+            grad_squares.addmm_(part, inverse)
+            torch.mm(transposed, weighted_squares, out=block_raw)
+            passed = _summed(block_means * weight, inverse.shape[1]).addcmul_(block_bias, norms, value=-0.5)
+            _raw_gradient_(block_raw, passed, block_bias, inverse, _share(weight, inverse), floor)
+            block_means.mul_(inverse)
+        block_means.addcmul_(block_bias, weight, value=-1)  # dL/dmu = dL/dw / lambda - dL/db w
+    if grad_squares is not None:
+        grad_features.addcmul_(centred, grad_squares, value=-1)
+    return grad_features, grad_means, grad_raw, grad_bias
 
 
 def _raw_gradient_(
-    grad_inverse: Tensor, weight_share: Tensor, grad_bias: Tensor, inverse: Tensor, share: float, floor: float
+    grad_inverse: Tensor, passed: Tensor, grad_bias: Tensor, inverse: Tensor, share: float, floor: float
 ) -> None:
-    """dL/draw = -(1 - floor / lambda) [weight share + dL/d(1/lambda) / lambda + share dL/db], in place.
+    """dL/draw = -(1 - floor / lambda) [passed + dL/d(1/lambda) / lambda + share dL/db] in place.
 
-    share: d log|Lambda| / dlog lambda / 2, that is d/2 of an isotropic and 1/2 of a diagonal variance.
+    grad_inverse: -2 dL/d(1/lambda); passed: what w and b, which holds -<mu, w> / 2, pass on; share: `_share`.
     """
-    weight_share.addcmul_(grad_inverse, inverse).add_(grad_bias, alpha=share)
-    torch.addcmul(weight_share, weight_share, inverse, value=-floor, out=grad_inverse).neg_()
+    torch.sub(grad_bias * -share, passed, out=passed).addcmul_(grad_inverse, inverse, value=0.5)
+    torch.addcmul(passed, passed, inverse, value=-floor, out=grad_inverse)
 
 
-def _add_true_class_(
-    gradients: Gradients, true: TrueClass, labels: Tensor, tension: Tensor, grad_lkd: Tensor, floor: float
-) -> None:
-    """Add what only the true class has: the pull t between x and mu_z, and what it does to lambda_z."""
-    grad_features, grad_means, grad_raw, _ = gradients
-    pull = tension.unsqueeze(1) * true.scaled
-    grad_features.add_(pull)
-    grad_means.index_add_(0, labels, pull, alpha=-1)
-    if grad_raw is None or true.inverse is None:
-        return
-    stretch = pull * true.difference
-    if true.inverse.shape[1] == 1:
-        stretch = stretch.sum(1, keepdim=True)
-    share = true.difference.shape[1] / true.inverse.shape[1]
-    change = (grad_lkd.unsqueeze(1) * share - stretch).mul_(0.5)
-    grad_raw.index_add_(0, labels, change.mul_(1 - floor * true.inverse))
+def _true_raw_gradient(true: TrueClass, tension: Tensor, grad_lkd: Tensor, floor: float) -> Tensor:
+    change = torch.addcmul(grad_lkd * _share(true.scaled, true.distances), tension, true.distances, value=-0.5)
+    return change if true.inverse is None else change.addcmul_(change, true.inverse, value=-floor)

@@ -307,6 +307,19 @@ def test_half_precision_features_under_autocast_are_judged_in_float32(dtype: tor
     torch.testing.assert_close(terms, lgm_terms(features.float(), case.labels, mixture, 0.3), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_changes_neither_terms_nor_gradients(form: str) -> None:
+    case = draw(form, num_features=16)
+    mixture, features = case.mixture.float(), case.features.detach().float().requires_grad_()
+    inputs = (features, *mixture.parameters())
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            terms = lgm_terms(features, case.labels, mixture, 0.3)
+            results.append((*terms, *torch.autograd.grad([term.sum() for term in terms], inputs)))
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+
+
 class LargestOutput(TorchDispatchMode):
     """Remembers the number of elements of the largest tensor any operation returned."""
 
@@ -358,6 +371,21 @@ def test_total_is_classification_plus_lambda_times_likelihood() -> None:
     classification, likelihood = case.terms(0.3)
     torch.testing.assert_close(terms.classification, classification.mean())
     torch.testing.assert_close(terms.likelihood, likelihood.mean())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("part", ["total", "classification", "likelihood"])
+def test_every_mean_has_the_gradient_of_the_averaged_terms(form: str, part: str) -> None:
+    case = draw(form)
+    inputs = (case.features, *case.mixture.parameters())
+    classification, likelihood = (term.mean() for term in case.terms(0.3))
+    expected = {
+        "total": classification + 0.25 * likelihood,
+        "classification": classification,
+        "likelihood": likelihood,
+    }
+    found = getattr(LGMLoss(case.mixture, alpha=0.3, lambda_=0.25)(case.features, case.labels), part)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs), torch.autograd.grad(expected[part], inputs))
 
 
 SCHEDULES = [
@@ -443,6 +471,15 @@ def test_what_does_not_fit_the_mixture_says_so(shape: tuple[int, ...], labels: l
     with pytest.raises(ConfigurationError, match=message):
         criterion(torch.zeros(shape), torch.tensor(labels, dtype=torch.long if not labels else None))
     assert criterion.step == 0
+
+
+@pytest.mark.parametrize("label", [-1, 50])
+@pytest.mark.parametrize("num_inputs", [1, 300])
+def test_one_label_out_of_range_is_found_in_any_batch(num_inputs: int, label: int) -> None:
+    criterion, labels = LGMLoss(GaussianMixture(50, 128)), torch.zeros(num_inputs, dtype=torch.long)
+    labels[-1] = label
+    with pytest.raises(ConfigurationError, match=r"labels must lie in \[0, 50\)"):
+        criterion(torch.zeros(num_inputs, 128), labels)
 
 
 @pytest.mark.parametrize("name", ["alpha", "lambda_"])
