@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from detectors.evaluation import directions
@@ -44,6 +44,14 @@ class AdaptiveSpec:
     def white_box(self) -> bool:
         """Whether it follows gradients."""
         return self.direction is not None
+
+    def weights_of(self, restart: int) -> tuple[float, ...]:
+        """All of them in the first restart, 0; then one a restart, in turn, for each costs a whole ascent."""
+        return self.weights if restart == 0 else (self.weights[(restart - 1) % len(self.weights)],)
+
+    def num_ascents(self, restarts: int) -> int:
+        """How many times all steps are taken."""
+        return sum(len(self.weights_of(restart)) for restart in range(restarts))
 
 
 _ROWS = (
@@ -86,9 +94,13 @@ def run_adaptive(
     """Attack images (n, c, h, w) with true labels (n,); the best found of each, over steps, weights and restarts.
 
     Best: class wrong and p-value above false_alarm_rate, then class wrong, then the rest; the higher p-value
-    among equals. An image is left alone once its class is wrong at a p-value above CONVINCING and the rate.
-    Restarts after the first begin at random points of the ball; every weight and restart takes all steps, and
-    random-search ten queries a step. draws: gradients are averaged over so many, for a screener that is random.
+    among equals. An image is left alone once its class is wrong at a p-value above CONVINCING and the rate; all
+    others stay open, whatever the restart.
+
+    The first restart begins at the clean images and ascends with every weight. Later ones begin at random points of
+    the ball and take the weights in turn, one each: with all of them a restart would cost up to four times as
+    much. Every ascent takes all steps, each one forward pass and a backward pass or two; random-search takes ten
+    queries a step. draws: gradients are averaged over so many passes, for a screener that is random.
 
     Raises AttackError as `check_adaptive` does, for steps, restarts or draws below one, and for a bad batch.
     """
@@ -106,7 +118,7 @@ def run_adaptive(
                 random_search(hunt, eps=eps, norm=norm, steps=steps, generator=generator)
                 continue
             chase = _Chase(direction=spec.direction, draws=draws, rank=restart, eps=eps, norm=norm, steps=steps)
-            for weight in spec.weights:
+            for weight in spec.weights_of(restart):
                 start = clean if restart == 0 else random_start(clean, eps=eps, norm=norm, generator=generator)
                 chase.run(hunt, start, weight=weight)
         return hunt.best.to(images.device)
@@ -125,27 +137,25 @@ class _Chase:
 
     def run(self, hunt: Hunt, start: Float[Tensor, "n c h w"], *, weight: float) -> None:
         current = start.clone()
-        for step in range(self.steps + 1):
+        for step in range(self.steps):
             rows = hunt.open_rows()
             if len(rows) == 0:
                 return
-            wrong = hunt.judge(rows, current[rows]).wrong
-            if step == self.steps:
-                return
-            moment = Moment(
-                screener=hunt.screener,
-                labels=hunt.labels[rows],
-                wrong=wrong,
-                weight=weight,
-                draws=self.draws,
-                rank=self.rank,
-            )
-            moved = current[rows] + self._size(step) * self._steepest(self.direction(moment, current[rows]))
+            moved = current[rows] + self._size(step) * self._ahead(hunt, rows, current[rows], weight)
             current[rows] = confine(moved, hunt.images[rows], eps=self.eps, norm=self.norm)
+        rows = hunt.open_rows()
+        if len(rows) > 0:
+            hunt.judge(rows, current[rows])
+
+    def _ahead(
+        self, hunt: Hunt, rows: Int[Tensor, " m"], images: Float[Tensor, "m c h w"], weight: float
+    ) -> Float[Tensor, "m c h w"]:
+        """Judge images and tell the steepest way on, from one pass, whose graph ends with the call."""
+        look = hunt.judge(rows, images)
+        moment = Moment(screener=hunt.screener, look=look, weight=weight, draws=self.draws, rank=self.rank)
+        direction = self.direction(moment)
+        return direction.sign() if self.norm == "linf" else directions.unit(direction)
 
     def _size(self, step: int) -> float:
         """Shrinks linearly, coarse to fine; all steps add up to 2.5 eps as `Plan.step_size` does."""
         return min(self.eps, 5 * self.eps * (1 - step / self.steps) / (self.steps + 1))
-
-    def _steepest(self, direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
-        return direction.sign() if self.norm == "linf" else directions.unit(direction)

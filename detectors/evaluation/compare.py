@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from detectors.evaluation import metrics
+from detectors.evaluation import metrics, pairs
 from detectors.evaluation.benchmark import RESULTS
 from detectors.evaluation.metrics import Interval
+from detectors.evaluation.pairs import Side
 from detectors.evaluation.settings import EvaluationError
 from detectors.evaluation.summaries import cell_of
 
@@ -35,8 +36,19 @@ NEEDED = ("bundle", "data", "rows", "checks", "settings")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Results:
+    """What results.json holds, and the folder that it lies in, beside the parts of its run."""
+
+    content: Mapping[str, Any]
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One figure of one row in both runs: first, second, second - first and its 95 % interval."""
+    """One figure of one row in both runs: first, second, second - first and its 95 % interval.
+
+    paired: the interval is from pairs of the same image, not of two runs taken for independent.
+    """
 
     attack: str
     eps: float | None
@@ -50,6 +62,7 @@ class Difference:
     second: float
     difference: float
     interval: Interval
+    paired: bool
 
     @property
     def clear(self) -> bool:
@@ -66,8 +79,18 @@ class Comparison:
     differences: list[Difference]
     cautions: list[str]
 
+    @property
+    def method(self) -> str:
+        """Where the intervals come from, in words."""
+        paired, count = sum(found.paired for found in self.differences), len(self.differences)
+        apart = "treat the two runs as independent, which on the same images is wider than need be"
+        together = "are from pairs of the same image: each run's own, joined by the correlation (Newcombe 1998)"
+        if paired == count:
+            return f"Intervals {together}."
+        return f"{paired} of {count} intervals {together}; the others {apart}." if paired else f"Intervals {apart}."
 
-def load_results(path: Path) -> dict[str, Any]:
+
+def load_results(path: Path) -> Results:
     """results.json, or that of a folder. Raises EvaluationError where it is none."""
     file = path / RESULTS if path.is_dir() else path
     try:
@@ -78,39 +101,61 @@ def load_results(path: Path) -> dict[str, Any]:
         raise EvaluationError(f"{file} is not JSON") from None
     if not isinstance(results, dict) or any(name not in results for name in NEEDED):
         raise EvaluationError(f"{file} is not an evaluation's results")
-    return results
+    return Results(content=results, folder=file.parent)
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
-    """Every row that both have. Raises EvaluationError where they share none."""
-    theirs = {(*cell_of(row), row["seed"]): row for row in second["rows"]}
-    pairs = [(row, theirs[key]) for row in first["rows"] if (key := (*cell_of(row), row["seed"])) in theirs]
-    if not pairs:
+def compare(first: Results, second: Results) -> Comparison:
+    """Every row that both have. Raises EvaluationError where they share none.
+
+    Of runs on the same images whose parts are still there intervals are from pairs.
+    """
+    theirs = {(*cell_of(row), row["seed"]): row for row in second.content["rows"]}
+    shared = [(row, theirs[key]) for row in first.content["rows"] if (key := (*cell_of(row), row["seed"])) in theirs]
+    if not shared:
         raise EvaluationError(
             "the two results share no row: nothing was run with the same attack, eps and seed in both"
         )
     return Comparison(
-        first=first,
-        second=second,
-        differences=[difference for pair in pairs for difference in _differences(*pair)],
-        cautions=list(_cautions(first, second, len(pairs))),
+        first=first.content,
+        second=second.content,
+        differences=[found for rows in shared for found in _differences(*rows, _correlations(first, second, *rows))],
+        cautions=list(_cautions(first.content, second.content, len(shared))),
     )
 
 
-def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Difference]:
+def _differences(
+    first: Mapping[str, Any], second: Mapping[str, Any], correlations: Mapping[str, float]
+) -> Iterator[Difference]:
     for figure in TITLES:
         intervals = [_interval(row, figure) for row in (first, second)]
         if intervals[0] is None or intervals[1] is None:
             continue
-        interval = metrics.difference_interval(first[figure], intervals[0], second[figure], intervals[1])
+        told = first[figure], intervals[0], second[figure], intervals[1]
+        paired = figure in correlations
         yield Difference(
             **{name: first[name] for name in ("attack", "eps", "steps", "knowledge", "severity", "detector", "seed")},
             figure=figure,
             first=first[figure],
             second=second[figure],
             difference=second[figure] - first[figure],
-            interval=interval,
+            interval=pairs.paired_interval(*told, correlation=correlations[figure])
+            if paired
+            else metrics.difference_interval(*told),
+            paired=paired,
         )
+
+
+def _correlations(
+    first: Results, second: Results, row: Mapping[str, Any], other: Mapping[str, Any]
+) -> dict[str, float]:
+    """None unless both drew the same number of images from the same test set; rows are of the same seed."""
+    if any(first.content["data"][name] != second.content["data"][name] for name in ("digest", "num_a_seed")):
+        return {}
+    sides = [
+        Side(row=told, folder=run.folder, promise=run.content["bundle"]["false_alarm_rate"])
+        for run, told in ((first, row), (second, other))
+    ]
+    return pairs.correlations(*sides)
 
 
 def _interval(row: Mapping[str, Any], figure: str) -> Interval | None:

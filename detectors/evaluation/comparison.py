@@ -15,7 +15,12 @@ from detectors.evaluation.table import area, percent
 def comparison_table(comparison: Comparison) -> Table:
     """For a terminal; differences whose interval leaves out zero are bold."""
     names = [_name(results) for results in (comparison.first, comparison.second)]
-    table = Table(title=f"first: {names[0]}; second: {names[1]}", title_justify="left")
+    table = Table(
+        title=f"first: {names[0]}; second: {names[1]}",
+        title_justify="left",
+        caption=comparison.method,
+        caption_justify="left",
+    )
     for title in HEAD:
         table.add_column(title, justify="left" if title in {"attack", "knows", "detector", "figure"} else "right")
     for found in comparison.differences:
@@ -66,8 +71,7 @@ def comparison_page(comparison: Comparison) -> str:
         page.facts([("first", _name(comparison.first)), ("second", _name(comparison.second))]),
         page.heading("Differences, second less first"),
         page.paragraph(
-            "Shares in percentage points. Intervals treat the two runs as independent, which on the same images is "
-            "wider than need be. Higher is better but for SR@5 and false alarms.",
+            f"Shares in percentage points. {comparison.method} Higher is better but for SR@5 and false alarms.",
             "quiet",
         ),
         page.table(HEAD, _page_rows(comparison.differences), numbers=("eps", "seed", *HEAD[6:])),
@@ -94,5 +98,6 @@ def comparison_json(comparison: Comparison) -> dict[str, Any]:
         "first": comparison.first["bundle"],
         "second": comparison.second["bundle"],
         "cautions": comparison.cautions,
+        "method": comparison.method,
         "differences": [asdict(found) | {"clear": found.clear} for found in comparison.differences],
     }

@@ -1,105 +1,113 @@
-"""Which way an attack that knows the detector goes: images (m, c, h, w) -> ascent directions of the same shape.
+"""Which way an attack that knows the detector goes: a moment -> ascent directions (m, c, h, w).
 
 L(x) = log sum_{j != y} p(x, j) - log p(x, y) is the classifier's loss; g(x) is the screener's suspicion. Gradients
 are normalised per image: nothing ties the scale of g to that of L.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from detectors.evaluation.hunt import Look, look_at
 from detectors.evaluation.threat import AttackError
 from detectors.screener import Screener
+
+Objective = Callable[[Look], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moment:
-    """What a direction depends on beside the images.
+    """Where an ascent is, and how it is set.
 
-    labels (m,) the true classes; wrong (m,) whether the class is wrong now; weight of the suspicion; draws that
-    a gradient is averaged over; rank, from 0, of the wrong class that features are led to.
+    look: the pass that judged the images, whose graph gradients are taken from; weight of the suspicion; draws
+    that a gradient is averaged over; rank, from 0, of the wrong class that features are led to.
     """
 
     screener: Screener
-    labels: Int[Tensor, " m"]
-    wrong: Bool[Tensor, " m"]
+    look: Look
     weight: float
     draws: int
     rank: int
 
-    def among(self, rows: Bool[Tensor, " m"]) -> "Moment":
-        """The same for some of the images."""
-        return Moment(
-            screener=self.screener,
-            labels=self.labels[rows],
-            wrong=self.wrong[rows],
-            weight=self.weight,
-            draws=self.draws,
-            rank=self.rank,
-        )
+    def gradients(self, *objectives: Objective) -> list[Float[Tensor, "m c h w"]]:
+        """Of each objective (m,) summed: the mean over draws, as `unit` makes it. Only once: it frees the graph.
+
+        The first draw is the look itself, each further one a pass of its own.
+
+        Raises AttackError for an objective that has no gradient.
+        """
+        totals = [torch.zeros_like(self.look.images) for _ in objectives]
+        for draw in range(self.draws):
+            look = look_at(self.screener, self.look.images, self.look.labels) if draw else self.look
+            for total, gradient in zip(totals, _gradients(look, objectives), strict=True):
+                total += gradient
+        return [unit(total) for total in totals]
 
 
-Direction = Callable[[Moment, Tensor], Tensor]
+def _gradients(look: Look, objectives: tuple[Objective, ...]) -> Iterator[Tensor]:
+    values = [objective(look).sum() for objective in objectives]
+    for place, value in enumerate(values, start=1):
+        yield torch.autograd.grad(value, look.images, retain_graph=place < len(values))[0]
 
 
-def joint(moment: Moment, images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+Direction = Callable[[Moment], Tensor]
+
+
+def joint(moment: Moment) -> Float[Tensor, "m c h w"]:
     """grad L - weight * grad g (Carlini and Wagner 2017)."""
-    return classifier_gradient(moment, images) - moment.weight * suspicion_gradient(moment, images)
+    classifier, suspicious = moment.gradients(loss, suspicion)
+    return classifier - moment.weight * suspicious
 
 
-def selective(moment: Moment, images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
-    """grad L where the class is still right, -grad g where it is wrong (Bryniarski et al. 2021)."""
-    direction = torch.zeros_like(images)
-    for rows, gradient_of, sign in ((~moment.wrong, classifier_gradient, 1), (moment.wrong, suspicion_gradient, -1)):
-        if bool(rows.any()):
-            direction[rows] = sign * gradient_of(moment.among(rows), images[rows])
-    return direction
+def selective(moment: Moment) -> Float[Tensor, "m c h w"]:
+    """grad L where the class is still right, -grad g where it is wrong (Bryniarski et al. 2021).
+
+    A score depends on its own image alone, so one backward pass of the sum gives each image the gradient it needs.
+    """
+    (gradient,) = moment.gradients(lambda look: torch.where(moment.look.wrong, -suspicion(look), loss(look)))
+    return gradient
 
 
-def orthogonal(moment: Moment, images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+def orthogonal(moment: Moment) -> Float[Tensor, "m c h w"]:
     """The same choice, each gradient without its part along the other (Bryniarski et al. 2021).
 
     With weight 0 grad L stays whole and goes on while evading. Where g is a likelihood, what is orthogonal to it
     stays in the class: the way to another class leads through less likely features first.
     """
-    classifier, evasion = classifier_gradient(moment, images), -suspicion_gradient(moment, images)
-    evading = unit(without_part_along(classifier, evasion))
-    wrong = moment.wrong.view(-1, 1, 1, 1)
+    classifier, suspicious = moment.gradients(loss, suspicion)
+    evading = unit(without_part_along(classifier, -suspicious))
+    wrong = moment.look.wrong.view(-1, 1, 1, 1)
     if moment.weight == 0:
         return torch.where(wrong, classifier + evading, classifier)
-    return torch.where(wrong, evading, without_part_along(evasion, classifier))
+    return torch.where(wrong, evading, without_part_along(suspicious, classifier))
 
 
-def feature_matching(moment: Moment, images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+def feature_matching(moment: Moment) -> Float[Tensor, "m c h w"]:
     """-grad |f(x) - mu_j|^2, f the features and mu_j the mean of a likely wrong class (after Sabour et al. 2016)."""
     mixture = moment.screener.network.mixture
     rank = moment.rank % (mixture.num_classes - 1)
 
-    def closeness(asked: Tensor) -> Tensor:
-        features, log_joint = moment.screener.network(asked)
-        wrong_classes = log_joint.detach().scatter(1, moment.labels.unsqueeze(1), -torch.inf)
+    def closeness(look: Look) -> Tensor:
+        wrong_classes = look.evidence.log_joint.detach().scatter(1, look.labels.unsqueeze(1), -torch.inf)
         goal = mixture.means[wrong_classes.argsort(1, descending=True)[:, rank]]
-        distances: Tensor = (features - goal).square().sum(1)
-        return -distances
+        distances: Tensor = (look.evidence.features - goal).square().sum(1)
+        return _led_back(-distances)
 
-    return mean_gradient(closeness, images, draws=moment.draws)
-
-
-def classifier_gradient(moment: Moment, images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
-    """grad L, of unit length: the way to a wrong class."""
-
-    def loss(asked: Tensor) -> Tensor:
-        return margin_loss(moment.screener.network(asked).log_joint, moment.labels)
-
-    return mean_gradient(loss, images, draws=moment.draws)
+    (gradient,) = moment.gradients(closeness)
+    return gradient
 
 
-def suspicion_gradient(moment: Moment, images: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
-    """grad g, of unit length: the way to a flag."""
-    return mean_gradient(moment.screener.suspicion, images, draws=moment.draws)
+def loss(look: Look) -> Float[Tensor, " m"]:
+    """L in nats: it rises towards a wrong class."""
+    return _led_back(margin_loss(look.evidence.log_joint, look.labels))
+
+
+def suspicion(look: Look) -> Float[Tensor, " m"]:
+    """g: it rises towards a flag."""
+    return _led_back(look.suspicion)
 
 
 def margin_loss(log_joint: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
@@ -109,23 +117,6 @@ def margin_loss(log_joint: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> F
     """
     true = labels.unsqueeze(1)
     return log_joint.scatter(1, true, -torch.inf).logsumexp(1) - log_joint.gather(1, true).squeeze(1)
-
-
-def mean_gradient(
-    objective: Callable[[Tensor], Tensor], images: Float[Tensor, "m c h w"], *, draws: int
-) -> Float[Tensor, "m c h w"]:
-    """Gradient of the objective averaged over draws, of unit length for each image; zero where it is no number.
-
-    Raises AttackError for an objective that has none.
-    """
-    total = torch.zeros_like(images)
-    for _ in range(draws):
-        asked = images.detach().requires_grad_()
-        values = objective(asked)
-        if not values.requires_grad:
-            raise AttackError("the screener's score has no gradient: attack it by random-search")
-        total += torch.autograd.grad(values.sum(), asked)[0]
-    return unit(total)
 
 
 def unit(vectors: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
@@ -145,3 +136,10 @@ def without_part_along(
 
 def _positive(size: Tensor) -> Tensor:
     return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def _led_back(values: Tensor) -> Tensor:
+    """A choice between objectives would hide that one of them leads nowhere."""
+    if not values.requires_grad:
+        raise AttackError("the screener's score has no gradient: attack it by random-search")
+    return values

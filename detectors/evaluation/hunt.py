@@ -1,4 +1,7 @@
-"""What an attack that knows the detector has found so far, judged by the screener itself."""
+"""What an attack that knows the detector sees of its candidates, and the best that it has found so far.
+
+Letters: n attacked images, m candidates for some of them, c channels, h w pixels.
+"""
 
 from dataclasses import dataclass
 
@@ -6,19 +9,46 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from detectors.base import Evidence
 from detectors.screener import Screener
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Judged:
-    """Of m candidates: wrong (m,), p_value (m,), score (m,) the verdict's, higher = more suspicious, and
-    margin (m,) = log p(y | x) - max_{j != y} log p(j | x) in nats, below zero where the class is wrong.
+class Look:
+    """One forward pass of the screener over m candidates with true labels (m,).
+
+    evidence and suspicion (m,), higher = more suspicious, lead back to images, a leaf of their graph, where
+    gradients are enabled. wrong (m,) where the class is not the label; p_value (m,) the verdict's.
     """
 
+    images: Float[Tensor, "m c h w"]
+    labels: Int[Tensor, " m"]
+    evidence: Evidence
+    suspicion: Float[Tensor, " m"]
     wrong: Bool[Tensor, " m"]
     p_value: Float[Tensor, " m"]
-    score: Float[Tensor, " m"]
-    margin: Float[Tensor, " m"]
+
+    @property
+    def margin(self) -> Float[Tensor, " m"]:
+        """log p(y | x) - max_{j != y} log p(j | x) in nats, below zero where the class is wrong."""
+        log_probabilities, true = self.evidence.log_joint.log_softmax(1), self.labels.unsqueeze(1)
+        others = log_probabilities.scatter(1, true, -torch.inf).amax(1)
+        return log_probabilities.gather(1, true).squeeze(1) - others
+
+
+def look_at(screener: Screener, images: Float[Tensor, "m c h w"], labels: Int[Tensor, " m"]) -> Look:
+    """Class, suspicion and p-value from a single pass: the dearest thing that an attack does."""
+    leaf = images.detach().requires_grad_()
+    evidence = screener.gather(leaf)
+    suspicion = screener.suspect(evidence)
+    return Look(
+        images=leaf,
+        labels=labels,
+        evidence=evidence,
+        suspicion=suspicion,
+        wrong=evidence.class_index != labels,
+        p_value=screener.calibration(suspicion, evidence.class_index).float(),
+    )
 
 
 class Hunt:
@@ -43,26 +73,14 @@ class Hunt:
         """The images still to be attacked."""
         return (~(self._wrong & (self._p_value > self.enough))).nonzero().squeeze(1)
 
-    def judge(self, rows: Int[Tensor, " m"], candidates: Float[Tensor, "m c h w"]) -> Judged:
-        """Screen candidates for those rows and keep the better ones: wrong class first, then the higher p-value."""
-        judged = self._screen(rows, candidates)
+    def judge(self, rows: Int[Tensor, " m"], candidates: Float[Tensor, "m c h w"]) -> Look:
+        """Look at candidates for those rows and keep the better ones: wrong class first, then the higher p-value."""
+        look = look_at(self.screener, candidates, self.labels[rows])
         held_wrong, held_p_value = self._wrong[rows], self._p_value[rows]
-        same = judged.wrong == held_wrong
-        better = (judged.wrong & ~held_wrong) | (same & (judged.p_value > held_p_value))
+        same = look.wrong == held_wrong
+        better = (look.wrong & ~held_wrong) | (same & (look.p_value > held_p_value))
         kept = rows[better]
         self.best[kept] = candidates[better]
-        self._wrong[kept] = judged.wrong[better]
-        self._p_value[kept] = judged.p_value[better]
-        return judged
-
-    def _screen(self, rows: Int[Tensor, " m"], candidates: Float[Tensor, "m c h w"]) -> Judged:
-        verdicts = self.screener.screen(candidates)
-        labels = self.labels[rows].unsqueeze(1)
-        log_probabilities = verdicts.probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
-        others = log_probabilities.scatter(1, labels, -torch.inf).amax(1)
-        return Judged(
-            wrong=verdicts.class_index != self.labels[rows],
-            p_value=verdicts.p_value.float(),
-            score=verdicts.evidence[self.screener.decider].score,
-            margin=log_probabilities.gather(1, labels).squeeze(1) - others,
-        )
+        self._wrong[kept] = look.wrong[better]
+        self._p_value[kept] = look.p_value[better]
+        return look

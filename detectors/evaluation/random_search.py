@@ -16,6 +16,7 @@ FIRST_SHARE = 0.8  # of the pixels, that the first windows cover
 HALVED_AT = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the queries: the paper's schedule
 
 
+@torch.no_grad()
 def random_search(hunt: Hunt, *, eps: float, norm: Norm, steps: int, generator: torch.Generator) -> None:
     """Change a random window of each open image; keep it where the margin shrinks, or, once wrong, the suspicion."""
     current = hunt.images.clone()
@@ -32,11 +33,11 @@ def random_search(hunt: Hunt, *, eps: float, norm: Norm, steps: int, generator: 
         else:
             share = window_share(query / num_queries)
             proposed = _propose(clean, current[rows], share, eps=eps, norm=norm, generator=generator)
-        judged = hunt.judge(rows, proposed)
-        found = torch.where(judged.wrong, judged.score, judged.margin)
-        better = (judged.wrong & ~wrong[rows]) | ((judged.wrong == wrong[rows]) & (found < value[rows]))
+        look = hunt.judge(rows, proposed)
+        found = torch.where(look.wrong, look.suspicion, look.margin)
+        better = (look.wrong & ~wrong[rows]) | ((look.wrong == wrong[rows]) & (found < value[rows]))
         kept = rows[better]
-        current[kept], wrong[kept], value[kept] = proposed[better], judged.wrong[better], found[better]
+        current[kept], wrong[kept], value[kept] = proposed[better], look.wrong[better], found[better]
 
 
 def window_share(progress: float) -> float:

@@ -92,8 +92,8 @@ class Task:
     @property
     def cost(self) -> int:
         """Roughly how many passes an image takes; for the time left alone."""
-        weights = len(ADAPTIVE[self.name].weights) if self.knowledge == "full" else 1
-        return 1 + (self.steps or 1) * (self.restarts or 1) * weights
+        ascents = ADAPTIVE[self.name].num_ascents(self.restarts or 1) if self.knowledge == "full" else 1
+        return 1 + (self.steps or 1) * ascents
 
 
 def plan(settings: Settings) -> list[Task]:

@@ -69,7 +69,7 @@ def cells(row: Mapping[str, Any]) -> Cells:
 
 
 def worth_telling(rows: Sequence[Row]) -> list[Row]:
-    """The rows, less those of a single detector, whose figures are the verdict's own."""
+    """The rows, less those of a single detector, which orders inputs of a class as the verdict does."""
     single = len({row["detector"] for row in rows}) <= 2
     return [row for row in rows if row["detector"] == FUSED or not single]
 

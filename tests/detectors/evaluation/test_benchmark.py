@@ -96,7 +96,7 @@ def test_results_hold_every_key_of_the_schema_and_no_nan(finished: Finished) -> 
 
 def test_one_row_for_each_attack_eps_knowledge_and_detector(finished: Finished) -> None:
     found = [(row["attack"], row["eps"], row["knowledge"], row["detector"]) for row in finished.results["rows"]]
-    detectors = ["fused", *finished.inputs.screener.detectors]
+    detectors = ["fused", *sorted(finished.inputs.screener.detectors)]
     tasks = [(name, eps, "zero") for name in ("fgsm", "bim") for eps in (0.1, 0.3)] + [("deepfool", None, "zero")]
     tasks += [("selective-pgd", eps, "full") for eps in (0.1, 0.3)]
     tasks += [("gaussian-noise", None, "none")] * 2 + [("noise", None, "none")]
@@ -131,15 +131,9 @@ def test_rows_say_what_scikit_learn_and_counting_say_of_the_same_attack(finished
     assert row["tpr_at_fpr_5"] == pytest.approx(float(flagged[fooled].double().mean()))
     assert row["sr_at_5"] == pytest.approx(float((~right & ~flagged).double().mean()))
     assert row["robust_accuracy_with_rejection"] == pytest.approx(1 - row["sr_at_5"])  # the bundle promises 5 %
-    assert row["realised_false_alarm_rate"] == pytest.approx(float(clean.flagged.double().mean()))
+    alarms = clean.evidence["likelihood"].p_value <= 0.05
+    assert row["realised_false_alarm_rate"] == pytest.approx(float(alarms.double().mean()))
     assert row["mean_perturbation"]["linf"] == pytest.approx(0.3, abs=0.01)
-
-
-def test_a_single_detectors_figures_are_the_verdicts(finished: Finished) -> None:
-    rows = without_times(finished.results["rows"])
-    pairs = [(rows[index], rows[index + 1]) for index in range(0, len(rows), 2)]
-    for fused, alone in pairs:
-        assert fused | {"detector": alone["detector"]} == alone
 
 
 def test_figures_by_hand(make_part: Callable[..., Part]) -> None:
@@ -209,7 +203,8 @@ def test_each_seed_draws_its_own_images_and_is_a_row_of_its_own(digits_bundle: P
     results = run(digits_bundle, settings, tmp_path / "out")
     fused = [row for row in results["rows"] if row["detector"] == "fused"]
     assert [row["seed"] for row in fused] == [0, 1, 2]
-    assert len({row["auroc"] for row in fused}) == 3
+    drawn = [load_part(tmp_path / "out", f"clean-seed{seed}") for seed in settings.seeds]
+    assert len({part.scores["fused"].tobytes() for part in drawn if part is not None}) == 3
     (spread,) = [one for one in over_seeds(results["rows"]) if one["detector"] == "fused"]
     areas = [row["auroc"] for row in fused]
     assert spread["auroc"] == pytest.approx({"mean": sum(areas) / 3, "min": min(areas), "max": max(areas)})
@@ -253,7 +248,7 @@ def test_a_part_is_what_was_saved(finished: Finished, tmp_path: Path) -> None:
     assert loaded is not None
     assert np.array_equal(loaded.misses, part.misses)
     assert loaded.p_values["fused"].dtype == np.float32
-    assert [np.array_equal(loaded.scores[name], scores) for name, scores in part.scores.items()] == [True, True]
+    assert all(np.array_equal(loaded.scores[name], scores) for name, scores in part.scores.items())
     assert load_part(tmp_path, "absent") is None
 
 

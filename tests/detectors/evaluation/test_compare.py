@@ -1,13 +1,16 @@
 import json
 from copy import deepcopy
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scipy.stats import norm
 
-from detectors.evaluation.compare import TITLES, compare, load_results
-from detectors.evaluation.comparison import comparison_json, comparison_page
+from detectors.evaluation.compare import TITLES, Comparison, Results, load_results
+from detectors.evaluation.compare import compare as compare_results
+from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
 from detectors.evaluation.settings import EvaluationError
 from tests.detectors.evaluation.conftest import Finished
 from tests.detectors.evaluation.test_report import Page
@@ -16,6 +19,11 @@ from tests.detectors.evaluation.test_report import Page
 @pytest.fixture
 def results(finished: Finished) -> dict[str, Any]:
     return deepcopy(finished.results)
+
+
+def compare(first: dict[str, Any], second: dict[str, Any], *, folder: Path = Path("without-parts")) -> Comparison:
+    """Without parts, two runs are independent."""
+    return compare_results(Results(content=first, folder=folder), Results(content=second, folder=folder))
 
 
 def test_a_run_against_itself_differs_in_nothing(results: dict[str, Any]) -> None:
@@ -63,8 +71,52 @@ def test_rows_are_matched_by_attack_eps_and_seed_and_the_rest_is_told(results: d
     assert {found.difference for found in comparison.differences} == {0.0}
     assert "bim" not in {found.attack for found in comparison.differences}
     cautions = " ".join(comparison.cautions)
-    for told in ("different test images", "numbers of images", "promise different", "4 rows of the first", "refuse"):
+    left = f"{len(results['rows']) - len(other['rows'])} rows of the first"
+    for told in ("different test images", "numbers of images", "promise different", left, "refuse"):
         assert told in cautions
+
+
+def test_on_the_same_images_intervals_are_from_pairs(finished: Finished) -> None:
+    """Of all but foreign images, with the figures that independent runs have."""
+    found = load_results(finished.output)
+    together = compare_results(found, found)
+    apart = compare_results(found, replace(found, folder=finished.output / "moved"))
+    assert len(together.differences) == len(apart.differences)
+    for one, other in zip(together.differences, apart.differences, strict=True):
+        assert one.paired == (one.attack != "noise")
+        assert not other.paired
+        assert replace(one, interval=other.interval, paired=False) == other
+        widths = [high - low for low, high in (one.interval, other.interval)]
+        assert widths[0] <= widths[1] + 1e-12
+        assert one.interval[0] <= 0 <= one.interval[1]
+    accuracy = [
+        (one.interval[1] - one.interval[0]) / (other.interval[1] - other.interval[0])
+        for one, other in zip(together.differences, apart.differences, strict=True)
+        if one.figure == "attacked_accuracy" and 0.1 < one.first < 0.9
+    ]
+    assert accuracy
+    assert max(accuracy) < 0.5
+
+
+@pytest.mark.parametrize("fact", [{"digest": "other"}, {"num_a_seed": 59}])
+def test_other_images_are_never_paired(fact: dict[str, Any], finished: Finished) -> None:
+    found = load_results(finished.output)
+    other = replace(found, content={**found.content, "data": {**found.content["data"], **fact}})
+    assert not any(one.paired for one in compare_results(found, other).differences)
+
+
+def test_how_intervals_were_made_is_told(results: dict[str, Any], finished: Finished) -> None:
+    apart, mixed = compare(results, results), compare(results, results, folder=finished.output)
+    results["rows"] = [row for row in results["rows"] if row["group"] != "foreign"]
+    together = compare(results, results, folder=finished.output)
+    assert apart.method.startswith("Intervals treat the two runs as independent")
+    assert together.method.startswith("Intervals are from pairs of the same image")
+    paired = sum(one.paired for one in mixed.differences)
+    assert mixed.method.startswith(f"{paired} of {len(mixed.differences)} intervals are from pairs")
+    for comparison in (apart, mixed, together):
+        assert comparison.method in unescape(comparison_page(comparison))
+        assert comparison_table(comparison).caption == comparison.method
+        assert comparison_json(comparison)["method"] == comparison.method
 
 
 def test_nothing_in_common_is_refused(results: dict[str, Any]) -> None:
@@ -76,7 +128,10 @@ def test_nothing_in_common_is_refused(results: dict[str, Any]) -> None:
 
 
 def test_results_are_read_from_a_folder_or_a_file(finished: Finished) -> None:
-    assert load_results(finished.output) == load_results(finished.output / "results.json")
+    found = load_results(finished.output)
+    assert found == load_results(finished.output / "results.json")
+    assert found.folder == finished.output
+    assert found.content["rows"] == json.loads(json.dumps(finished.results["rows"]))
 
 
 @pytest.mark.parametrize(
