@@ -60,7 +60,7 @@ def test_the_csv_has_a_row_an_epoch(run: Path) -> None:
     assert [float(row["epoch"]) for row in written] == [1, 2]
     assert list(written[0]) == [
         *("epoch", "loss", "classification", "likelihood", "accuracy"),
-        *("alpha", "lambda", "learning_rate", "held_out_accuracy", "seconds"),
+        *("alpha", "lambda", "learning_rate", "held_out_accuracy", "seconds", "threads"),
     ]
     assert float(written[1]["alpha"]) == 0.1
     assert float(written[1]["classification"]) < float(written[0]["classification"])
