@@ -6,7 +6,7 @@ exchangeable with the calibration set P(p <= a) <= a for every a, in every class
 """
 
 import math
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -26,6 +26,9 @@ class ConformalCalibration(nn.Module):
 
     scores: (k, m), each row ascending and padded with infinity; counts: (k,) how many of a row are real.
     """
+
+    scores: Tensor
+    counts: Tensor
 
     def __init__(self, scores: Float[Tensor, "k m"], counts: Int[Tensor, " k"]):
         super().__init__()
@@ -49,10 +52,17 @@ class ConformalCalibration(nn.Module):
             table[index, : len(row)] = row
         return cls(table, counts)
 
+    @classmethod
+    def join(cls, tables: "Sequence[ConformalCalibration]") -> "ConformalCalibration":
+        """The rows of one table after those of the other, so that one call looks up all of them."""
+        longest = max(table.scores.shape[1] for table in tables)
+        padded = [nn.functional.pad(of.scores, (0, longest - of.scores.shape[1]), value=math.inf) for of in tables]
+        return cls(torch.cat(padded), torch.cat([table.counts for table in tables]))
+
     @property
     def counts_by_class(self) -> list[int]:
         """How many clean scores each class is calibrated on."""
-        counts: list[int] = cast(Tensor, self.counts).tolist()
+        counts: list[int] = self.counts.tolist()
         return counts
 
     def check_promise(self, false_alarm_rate: float, class_names: tuple[str, ...]) -> None:
@@ -62,7 +72,7 @@ class ConformalCalibration(nn.Module):
         """
         check_rate(false_alarm_rate)
         needed = math.ceil(1 / false_alarm_rate - 1e-9) - 1
-        for name, count in zip(class_names, cast(Tensor, self.counts).tolist(), strict=True):
+        for name, count in zip(class_names, self.counts_by_class, strict=True):
             if count < needed:
                 raise CalibrationError(
                     f"class {name!r} is predicted for {count} calibration images; a false-alarm rate of "
@@ -71,8 +81,7 @@ class ConformalCalibration(nn.Module):
 
     def forward(self, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """p-values, small = suspicious. A score that is not a number gets the smallest there is."""
-        counts = cast(Tensor, self.counts)[class_index]
-        table = cast(Tensor, self.scores)[class_index]
+        counts, table = self.counts[class_index], self.scores[class_index]
         asked = scores.detach().to(table.dtype).contiguous().unsqueeze(1)
         below = torch.searchsorted(table, asked).squeeze(1)
         at_least = counts - torch.minimum(below, counts)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detectors.base import Detector, Evidence, gather_evidence
 from detectors.calibration import ConformalCalibration, check_rate
-from detectors.fusion import Fusion, Surprise
+from detectors.fusion import Fusion, stack_rows
 from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.screener import Screener, Verdicts
 from model.checkpoint import Checkpoint
@@ -91,13 +91,12 @@ def fit_screener(
     clean = EvidenceBatches(network, _drawn(splits.train, NUM_FITTING_IMAGES, generator), device)
     fitted = [KNOWN_DETECTORS[kind].fit(clean, generator=generator).to(device).eval() for kind in names]
     judges = _calibrate(fitted, tuple(detectors), EvidenceBatches(network, calibration, device), generator)
-    judges.calibration.check_promise(false_alarm_rate, checkpoint.class_names)
+    judges.verdict.check_promise(false_alarm_rate, checkpoint.class_names)
     screener = Screener(
         network,
         fitted,
-        judges.calibrations,
         judges.fusion,
-        judges.calibration,
+        ConformalCalibration.join([judges.evidence, judges.verdict]),
         labels=checkpoint.class_names,
         image_format=checkpoint.image_format,
         false_alarm_rate=false_alarm_rate,
@@ -127,9 +126,9 @@ class EvidenceBatches:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Judges:
-    calibrations: list[ConformalCalibration]
     fusion: Fusion
-    calibration: ConformalCalibration
+    evidence: ConformalCalibration
+    verdict: ConformalCalibration
 
 
 @torch.no_grad()
@@ -140,14 +139,13 @@ def _calibrate(
     num_classes, class_index, scores = _score(detectors, clean)
     order = torch.randperm(len(class_index), generator=generator).to(class_index.device)
     first, second = order.tensor_split([int(SURPRISE_SHARE * len(order))])
-    fusion = Fusion(
-        {name: Surprise.fit(scores[name][first], class_index[first], num_classes) for name in fused},
-    )
+    fusion = Fusion.fit({name: scores[name][first] for name in fused}, class_index[first], num_classes)
     together = fusion({name: scores[name][second] for name in fused}, class_index[second])
+    stacked, rows = stack_rows(scores.values(), class_index, num_classes)
     return _Judges(
-        calibrations=[ConformalCalibration.fit(of, class_index, num_classes) for of in scores.values()],
         fusion=fusion,
-        calibration=ConformalCalibration.fit(together, class_index[second], num_classes),
+        evidence=ConformalCalibration.fit(stacked, rows, len(scores) * num_classes),
+        verdict=ConformalCalibration.fit(together, class_index[second], num_classes),
     )
 
 

@@ -7,7 +7,7 @@ again on clean data of its own, so nothing rests on the estimate or on detectors
 """
 
 import math
-from typing import cast
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -29,10 +29,21 @@ class Surprise(nn.Module):
     and yet no detector's calm outweighs another's alarm. A class without clean scores is never surprised.
     """
 
+    knots: Tensor
+    tails: Tensor
+    slopes: Tensor  # 1 / the width of every step, the tail's last
+    highest: Tensor  # steps climbed at most between two knots: one, beyond the last without end
+    gains: Tensor  # nats a step
+
     def __init__(self, knots: Float[Tensor, "k m"], tails: Float[Tensor, " k"]):
         super().__init__()
         self.register_buffer("knots", knots)
         self.register_buffer("tails", tails)
+        between = [1.0] * (knots.shape[1] - 1)
+        slopes = 1 / torch.cat([knots.diff(dim=1), tails.unsqueeze(1)], 1)
+        self.register_buffer("slopes", slopes, persistent=False)
+        self.register_buffer("highest", knots.new_tensor([*between, math.inf]), persistent=False)
+        self.register_buffer("gains", knots.new_tensor([*(math.log(2) for _ in between), 1.0]), persistent=False)
 
     @classmethod
     def fit(cls, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"], num_classes: int) -> "Surprise":
@@ -46,13 +57,10 @@ class Surprise(nn.Module):
 
     def forward(self, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Surprises, differentiable in the scores; a score that is not a number has no end to it."""
-        knots, tails = cast(Tensor, self.knots)[class_index], cast(Tensor, self.tails)[class_index]
-        widths = torch.cat([knots.diff(dim=1), tails.unsqueeze(1)], 1)
-        steps = (scores.unsqueeze(1) - knots) / widths
-        within, beyond = steps[:, :-1].clamp(0, 1), steps[:, -1].clamp_min(0)
-        below = nn.functional.elu(steps[:, 0].clamp_max(0))
-        surprises = math.log(2) * (within.sum(1) + below) + beyond
-        return torch.where(scores.isnan(), torch.inf, surprises)
+        steps = (scores.unsqueeze(1) - self.knots[class_index]) * self.slopes[class_index]
+        climbed = torch.minimum(steps.clamp_min(0), self.highest) @ self.gains
+        surprises = torch.add(climbed, nn.functional.elu(steps[:, 0].clamp_max(0)), alpha=math.log(2))
+        return surprises.nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _num_knots(count: int) -> int:
@@ -74,18 +82,37 @@ def _knots_and_tail(row: Float[Tensor, " n"], num_knots: int) -> tuple[Float[Ten
 
 
 class Fusion(nn.Module):
-    """score = sum over detectors of the surprise at their scores (Fisher 1932, without its factor 2)."""
+    """score = sum over detectors of the surprise at their scores (Fisher 1932, without its factor 2).
 
-    def __init__(self, surprises: dict[str, Surprise]):
+    surprise: of e detectors and k classes at once, its rows those of the first name's classes, then the next one's.
+    """
+
+    def __init__(self, names: Sequence[str], surprise: Surprise):
         super().__init__()
-        self.surprises = nn.ModuleDict(surprises)
+        self.names = tuple(names)
+        self.surprise = surprise
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The detectors that have a say, in order."""
-        return tuple(self.surprises)
+    @classmethod
+    def fit(cls, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"], num_classes: int) -> "Fusion":
+        """From the clean scores (n,) of each detector that decides, by name. Raises as `Surprise.fit` does."""
+        stacked, rows = stack_rows(scores.values(), class_index, num_classes)
+        return cls(tuple(scores), Surprise.fit(stacked, rows, len(scores) * num_classes))
 
-    def forward(self, scores: dict[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    def forward(self, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Fused scores in nats from the scores (n,) of each detector by name; higher = more suspicious."""
-        parts = [surprise(scores[name], class_index) for name, surprise in self.surprises.items()]
-        return torch.stack(parts).sum(0)
+        num_classes = len(self.surprise.tails) // len(self.names)
+        stacked, rows = stack_rows([scores[name] for name in self.names], class_index, num_classes)
+        surprises: Tensor = self.surprise(stacked, rows)
+        return surprises.view(len(self.names), -1).sum(0)
+
+
+def stack_rows(
+    scores: Iterable[Float[Tensor, " n"]], class_index: Int[Tensor, " n"], num_classes: int
+) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"]]:
+    """The scores of e detectors one after the other, and the row of each in a table of e x k classes.
+
+    One table for all: a single image is judged by a handful of operations rather than by a handful a detector.
+    """
+    stacked = torch.stack(tuple(scores))
+    offsets = torch.arange(0, len(stacked) * num_classes, num_classes, device=class_index.device)
+    return stacked.view(-1), (class_index + offsets.unsqueeze(1)).view(-1)

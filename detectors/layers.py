@@ -4,8 +4,6 @@ Legend: n images, k classes, m channels of a layer. An attack that leads the las
 first layers still see the right one, whatever the last layer's likelihood says.
 """
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -23,6 +21,11 @@ class LayerGaussians(nn.Module):
     deviation of clean distances.
     """
 
+    means: Tensor
+    whitening: Tensor
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, means: Tensor, whitening: Tensor, centre: Tensor, spread: Tensor):
         super().__init__()
         self.register_buffer("means", means)
@@ -32,12 +35,12 @@ class LayerGaussians(nn.Module):
 
     def distances(self, outputs: Float[Tensor, "n m"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """(t - mu_c)^T Sigma^-1 (t - mu_c) / 2 of outputs t and their class c, in nats."""
-        difference = outputs - cast(Tensor, self.means)[class_index]
-        return 0.5 * (difference @ cast(Tensor, self.whitening).T).square().sum(1)
+        difference = outputs - self.means[class_index]
+        return 0.5 * (difference @ self.whitening.T).square().sum(1)
 
     def forward(self, outputs: Float[Tensor, "n m"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Distances in clean deviations from the clean mean, so that layers of any width weigh the same."""
-        return (self.distances(outputs, class_index) - cast(Tensor, self.centre)) / cast(Tensor, self.spread)
+        return (self.distances(outputs, class_index) - self.centre) / self.spread
 
 
 class LayersDetector(Detector):
@@ -49,10 +52,13 @@ class LayersDetector(Detector):
     """
 
     name = "layers"
+    all_means: Tensor
+    offset: Tensor
 
     def __init__(self, layers: list[LayerGaussians]):
         super().__init__()
         self.layers = nn.ModuleList(layers)
+        self._fold(layers)
 
     @classmethod
     def fit(cls, batches: CleanBatches, *, generator: torch.Generator) -> "LayersDetector":
@@ -74,9 +80,21 @@ class LayersDetector(Detector):
         return cls([LayerGaussians(*(state[f"layers.{at}.{name}"] for name in names)) for at in range(count)])
 
     def forward(self, evidence: Evidence) -> Float[Tensor, " n"]:
-        class_index = evidence.class_index
-        parts = [layer(seen, class_index) for layer, seen in zip(self.layers, _outputs(evidence), strict=True)]
-        return torch.stack(parts).sum(0)
+        """Sum of the layers' own scores; all of them in one subtraction and one sum, since a call costs as much."""
+        seen = torch.cat(_outputs(evidence), 1) - self.all_means[evidence.class_index]
+        parts = torch.split(seen, self._widths, 1)
+        whitened = torch.cat([part @ getattr(self, f"scaled_{at}") for at, part in enumerate(parts)], 1)
+        return whitened.square().sum(1) - self.offset
+
+    def _fold(self, layers: list[LayerGaussians]) -> None:
+        """(t - mu)^T Sigma^-1 (t - mu) / 2 / spread as one square: the factor goes into the whitening."""
+        self._widths = [layer.means.shape[1] for layer in layers]
+        offset = torch.stack([layer.centre / layer.spread for layer in layers]).sum()
+        self.register_buffer("all_means", torch.cat([layer.means for layer in layers], 1), persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+        for at, layer in enumerate(layers):
+            scaled = layer.whitening * (2 * layer.spread).rsqrt()
+            self.register_buffer(f"scaled_{at}", scaled.T.contiguous(), persistent=False)
 
 
 class _Moments:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectors.base import Detector, Evidence, gather_evidence
 from detectors.calibration import ConformalCalibration
-from detectors.fusion import Fusion
+from detectors.fusion import Fusion, stack_rows
 from model import gaussian
 from model.data import to_unit
 from model.errors import BundleError, ImageError
@@ -61,15 +61,14 @@ class Screener(nn.Module):
     """Judges images (n, c, h, w) in [0, 1]: class, likelihood and a calibrated p-value of each.
 
     On clean traffic like the calibration set at most `false_alarm_rate` of each predicted class is flagged.
-    calibrations: each detector's own, in their order; fusion names the detectors that decide together, and
-    calibration is that of its score. Detectors that it does not name are evidence beside the verdict.
+    fusion names the detectors that decide together; others are evidence beside the verdict. calibration has a row for
+    each detector and class, the first detector's classes, then the next one's, and last the verdict's.
     """
 
     def __init__(
         self,
         network: Network,
         detectors: list[Detector],
-        calibrations: list[ConformalCalibration],
         fusion: Fusion,
         calibration: ConformalCalibration,
         *,
@@ -83,7 +82,6 @@ class Screener(nn.Module):
         super().__init__()
         self.network = network
         self.detectors = nn.ModuleDict({detector.name: detector for detector in detectors})
-        self.calibrations = nn.ModuleDict(dict(zip(self.detectors, calibrations, strict=True)))
         self.fusion = fusion
         self.calibration = calibration
         self.labels = labels
@@ -110,7 +108,8 @@ class Screener(nn.Module):
         class_index = evidence.class_index
         scores = {name: detector(evidence) for name, detector in self.detectors.items()}
         suspicion = self.fusion(scores, class_index)
-        p_value = self.calibration(suspicion, class_index)
+        stacked, rows = stack_rows([*scores.values(), suspicion], class_index, len(self.labels))
+        *p_values, p_value = self.calibration(stacked, rows).view(len(scores) + 1, -1)
         return Verdicts(
             class_index=class_index,
             probabilities=gaussian.posterior(evidence.log_joint),
@@ -119,8 +118,8 @@ class Screener(nn.Module):
             p_value=p_value,
             flagged=p_value <= self.false_alarm_rate,
             evidence={
-                name: DetectorEvidence(score=score, p_value=self.calibrations[name](score, class_index))
-                for name, score in scores.items()
+                name: DetectorEvidence(score=score, p_value=said)
+                for (name, score), said in zip(scores.items(), p_values, strict=True)
             },
         )
 
@@ -132,6 +131,16 @@ class Screener(nn.Module):
         """The fused score of evidence that was gathered already; only detectors that decide are asked."""
         scores = {name: self.detectors[name](evidence) for name in self.fusion.names}
         return cast(Tensor, self.fusion(scores, evidence.class_index))
+
+    def p_value(self, suspicion: Float[Tensor, " n"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The verdict's p-value of fused scores and predicted classes; small = suspicious. Without a gradient."""
+        return cast(Tensor, self.calibration(suspicion, class_index + len(self.detectors) * len(self.labels)))
+
+    @property
+    def calibration_sizes(self) -> dict[str, int]:
+        """How many clean images of each predicted class the verdict is calibrated on."""
+        counts = self.calibration.counts_by_class[-len(self.labels) :]
+        return dict(zip(self.labels, counts, strict=True))
 
     def self_test(self) -> None:
         """Judge the reference images again. Raises BundleError unless their scores are reproduced."""

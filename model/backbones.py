@@ -1,7 +1,7 @@
 """Backbones: normalised images (n, c, h, w) -> pooled outputs (n, num_outputs).
 
 Names: "small28" and "small32" (our own, for 28 x 28 and 32 x 32), "threshold28" (small28 behind a soft threshold),
-"resnet20" (He et al. 2016, section 4.2),
+"early32" (for 32 x 32, pooled early: much accuracy for little training), "resnet20" (He et al. 2016, section 4.2),
 "torchvision:NAME" and "timm:NAME" (untrained networks of those libraries, last layer removed).
 """
 
@@ -95,6 +95,16 @@ def build_backbone(name: str, *, num_channels: int, width: int = 32) -> Backbone
         known = ", ".join([*BACKBONES, "torchvision:NAME", "timm:NAME"])
         raise ConfigurationError(f"network.backbone {name!r} does not exist; there are: {known}")
     return BACKBONES[name](num_channels, width)
+
+
+def _early32(num_channels: int, width: int) -> Backbone:
+    """Every stage pools right after its first convolution, so that the rest of it sees a quarter of the pixels."""
+    stages: list[nn.Module] = [nn.Sequential(*_convolution(num_channels, width))]
+    for factor in (1, 2, 4):
+        convolution, *rest = _convolution(factor * width, 2 * factor * width)
+        second = _convolution(2 * factor * width, 2 * factor * width)
+        stages.append(nn.Sequential(convolution, nn.MaxPool2d(2), *rest, *second))
+    return Backbone(stages, 8 * width)
 
 
 def _convolution(num_inputs: int, num_outputs: int, *, stride: int = 1) -> list[nn.Module]:
@@ -220,5 +230,6 @@ BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
     "small28": _small28,
     "threshold28": _threshold28,
     "small32": _small32,
+    "early32": _early32,
     "resnet20": _resnet20,
 }

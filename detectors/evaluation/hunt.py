@@ -47,7 +47,7 @@ def look_at(screener: Screener, images: Float[Tensor, "m c h w"], labels: Int[Te
         evidence=evidence,
         suspicion=suspicion,
         wrong=evidence.class_index != labels,
-        p_value=screener.calibration(suspicion, evidence.class_index).float(),
+        p_value=screener.p_value(suspicion, evidence.class_index).float(),
     )
 
 

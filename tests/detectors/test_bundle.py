@@ -81,7 +81,7 @@ def test_what_is_saved_is_loaded(
     assert torch.equal(first.flagged, again.flagged)
     trained = digits_checkpoint.build_network()
     with torch.no_grad():
-        assert torch.equal(torch.logsumexp(trained(images).log_joint, 1), first.log_likelihood)
+        assert torch.allclose(torch.logsumexp(trained(images).log_joint, 1), first.log_likelihood, rtol=1e-5)
 
 
 def test_the_screener_knows_what_the_manifest_says(digits_screener: Screener, digits_bundle: Path) -> None:
@@ -92,8 +92,7 @@ def test_the_screener_knows_what_the_manifest_says(digits_screener: Screener, di
     assert (digits_screener.name, digits_screener.version) == ("digits", manifest.version)
     assert list(digits_screener.detectors) == list(manifest.detectors)
     assert digits_screener.fusion.names == manifest.fused
-    counts = digits_screener.calibration.get_buffer("counts")
-    assert list(manifest.calibration_sizes.values()) == counts.tolist()
+    assert manifest.calibration_sizes == digits_screener.calibration_sizes
     assert manifest.libraries["torch"] == version("torch")
 
 
@@ -147,10 +146,10 @@ def test_what_is_not_a_manifest_is_refused(bundle: Path, content: bytes) -> None
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("schema", [0, 1, "2", None])
+@pytest.mark.parametrize("schema", [0, 2, "3", None])
 def test_an_unknown_schema_is_refused(bundle: Path, schema: object) -> None:
     rewrite(bundle, lambda values: values.update(schema_version=schema))
-    with pytest.raises(BundleError, match=rf"schema version {schema!r}; this version reads 2"):
+    with pytest.raises(BundleError, match=rf"schema version {schema!r}; this version reads 3"):
         load_bundle(bundle)
 
 

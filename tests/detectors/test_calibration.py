@@ -148,6 +148,14 @@ def test_the_table_is_sorted_and_padded() -> None:
     assert calibration.get_buffer("counts").tolist() == [3, 0, 1]
 
 
+def test_joined_tables_say_what_each_of_them_says() -> None:
+    first, second = fit([3.0, 1.0, 2.0, 5.0], [0, 0, 0, 2]), fit([0.5, 0.7], [1, 1])
+    joined = ConformalCalibration.join([first, second])
+    asked, classes = torch.tensor([0.6, 1.5, 4.0, 9.0]), torch.tensor([1, 0, 2, 0])
+    assert torch.equal(joined(asked, classes), first(asked, classes))
+    assert torch.equal(joined(asked, classes + 3), second(asked, classes))
+
+
 def test_p_values_agree_with_a_search_in_a_sorted_list() -> None:
     generator = torch.Generator().manual_seed(1)
     clean, asked = torch.randn(500, generator=generator), torch.randn(300, generator=generator)

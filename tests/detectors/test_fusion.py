@@ -95,17 +95,20 @@ def test_a_score_that_is_not_a_number_is_endlessly_surprising() -> None:
 
 
 def test_the_fused_score_is_the_sum_and_ignores_detectors_beside_it() -> None:
-    first, second = one_class(drawn(300)), one_class(drawn(300, seed=1))
-    scores = {"a": torch.tensor([0.1, 5.0]), "b": torch.tensor([2.0, 0.2]), "beside": torch.tensor([9.0, 9.0])}
-    class_index = torch.zeros(2, dtype=torch.long)
-    fused = Fusion({"a": first, "b": second})
+    clean = {"a": drawn(600), "b": 3 * drawn(600, seed=1)}
+    classes = torch.arange(2).repeat(300)
+    first, second = (Surprise.fit(of, classes, 2) for of in clean.values())
+    fused = Fusion.fit(clean, classes, 2)
     assert fused.names == ("a", "b")
+    scores = {"b": torch.tensor([2.0, 0.2]), "a": torch.tensor([0.1, 5.0]), "beside": torch.tensor([9.0, 9.0])}
+    class_index = torch.tensor([1, 0])
     expected = first(scores["a"], class_index) + second(scores["b"], class_index)
-    assert torch.equal(fused(scores, class_index), expected)
+    assert torch.allclose(fused(scores, class_index), expected)
 
 
 def test_two_weak_alarms_outweigh_one() -> None:
-    fused = Fusion({"a": one_class(drawn(2_000)), "b": one_class(drawn(2_000, seed=1))})
+    clean = {"a": drawn(2_000), "b": drawn(2_000, seed=1)}
+    fused = Fusion.fit(clean, torch.zeros(2_000, dtype=torch.long), 1)
     scores = {"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([4.0, 0.5])}
     both, one = fused(scores, torch.zeros(2, dtype=torch.long))
     assert both > one + 2

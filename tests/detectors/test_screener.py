@@ -39,7 +39,7 @@ def test_the_parts_of_a_verdict_agree(digits_screener: Screener, images: Tensor)
     assert torch.equal(verdicts.class_index, verdicts.probabilities.argmax(1))
     assert torch.equal(verdicts.flagged, verdicts.p_value <= digits_screener.false_alarm_rate)
     assert 0 < int(verdicts.flagged.sum()) < len(everything)
-    fused = digits_screener.calibration(verdicts.suspicion, verdicts.class_index)
+    fused = digits_screener.p_value(verdicts.suspicion, verdicts.class_index)
     assert torch.equal(verdicts.p_value, fused)
 
 

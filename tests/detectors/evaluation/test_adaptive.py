@@ -314,14 +314,15 @@ class Loud(LikelihoodDetector):
 
 def test_the_scale_of_a_score_does_not_matter(digits_screener: Screener, batch: tuple[Tensor, Tensor]) -> None:
     images, labels = (tensor[:32] for tensor in batch)
-    surprises = dict(digits_screener.fusion.surprises.items())
-    quiet = surprises.pop("likelihood")
-    scaled = Surprise(1e12 * quiet.get_buffer("knots"), 1e12 * quiet.get_buffer("tails"))
+    first, *others = digits_screener.fusion.names
+    assert first == "likelihood"
+    knots, tails = (digits_screener.fusion.surprise.get_buffer(name).clone() for name in ("knots", "tails"))
+    knots[: len(digits_screener.labels)] *= 1e12
+    tails[: len(digits_screener.labels)] *= 1e12
     loud = Screener(
         digits_screener.network,
-        [Loud(), *(digits_screener.detectors[name] for name in surprises)],
-        [digits_screener.calibrations[name] for name in ("likelihood", *surprises)],
-        Fusion({"loud": scaled, **surprises}),
+        [Loud(), *(digits_screener.detectors[name] for name in others)],
+        Fusion(("loud", *others), Surprise(knots, tails)),
         digits_screener.calibration,
         labels=digits_screener.labels,
         image_format=digits_screener.image_format,
