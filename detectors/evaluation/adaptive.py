@@ -4,6 +4,7 @@ Carlini and Wagner 2017, "Adversarial Examples Are Not Easily Detected"; Bryniar
 Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,10 +34,14 @@ CONVINCING = 0.5  # p-value from which an image is left alone, so that one run t
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdaptiveSpec:
-    """One attack. direction is ascended with each of the weights; without one, no gradient is used."""
+    """One attack. direction is ascended with each of the weights; without one, no gradient is used.
+
+    stride: what a direction becomes where the budget is an linf ball; in l2 it has its length alone changed.
+    """
 
     name: str
     direction: Direction | None
+    stride: Callable[[Tensor], Tensor] = directions.signed
     weights: tuple[float, ...] = (1.0,)
     knowledge: Literal["full"] = "full"
 
@@ -57,6 +62,7 @@ class AdaptiveSpec:
 _ROWS = (
     AdaptiveSpec(name="joint", direction=directions.joint, weights=JOINT_WEIGHTS),
     AdaptiveSpec(name="selective-pgd", direction=directions.selective),
+    AdaptiveSpec(name="smooth-pgd", direction=directions.smooth, stride=directions.proportional),
     AdaptiveSpec(name="orthogonal-pgd", direction=directions.orthogonal, weights=(1.0, 0.0)),
     AdaptiveSpec(name="feature-matching", direction=directions.feature_matching),
     AdaptiveSpec(name="random-search", direction=None),
@@ -117,7 +123,15 @@ def run_adaptive(
             if spec.direction is None:
                 random_search(hunt, eps=eps, norm=norm, steps=steps, generator=generator)
                 continue
-            chase = _Chase(direction=spec.direction, draws=draws, rank=restart, eps=eps, norm=norm, steps=steps)
+            chase = _Chase(
+                direction=spec.direction,
+                stride=spec.stride,
+                draws=draws,
+                rank=restart,
+                eps=eps,
+                norm=norm,
+                steps=steps,
+            )
             for weight in spec.weights_of(restart):
                 start = clean if restart == 0 else random_start(clean, eps=eps, norm=norm, generator=generator)
                 chase.run(hunt, start, weight=weight)
@@ -129,6 +143,7 @@ class _Chase:
     """One ascent of every image that is still open."""
 
     direction: Direction
+    stride: Callable[[Tensor], Tensor]
     draws: int
     rank: int
     eps: float
@@ -154,7 +169,7 @@ class _Chase:
         look = hunt.judge(rows, images)
         moment = Moment(screener=hunt.screener, look=look, weight=weight, draws=self.draws, rank=self.rank)
         direction = self.direction(moment)
-        return direction.sign() if self.norm == "linf" else directions.unit(direction)
+        return self.stride(direction) if self.norm == "linf" else directions.unit(direction)
 
     def _size(self, step: int) -> float:
         """Shrinks linearly, coarse to fine; all steps add up to 2.5 eps as `Plan.step_size` does."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from detectors.evaluation.hunt import Look, look_at
 from detectors.evaluation.threat import AttackError
@@ -69,6 +69,20 @@ def selective(moment: Moment) -> Float[Tensor, "m c h w"]:
     """
     (gradient,) = moment.gradients(lambda look: torch.where(moment.look.wrong, -suspicion(look), loss(look)))
     return gradient
+
+
+def smooth(moment: Moment) -> Float[Tensor, "m c h w"]:
+    """The selective direction, blurred: what a detector of noise-like residue sees least of.
+
+    After Guo et al. 2019, "Low Frequency Adversarial Perturbation", arXiv 1809.08758. The binomial filter of three
+    taps leaves nothing of what alternates from pixel to pixel.
+    """
+    direction = selective(moment)
+    taps = torch.tensor([0.25, 0.5, 0.25]).to(direction)
+    channels = direction.shape[1]
+    kernel = torch.outer(taps, taps).expand(channels, 1, -1, -1)
+    padded = nn.functional.pad(direction, (1, 1, 1, 1), mode="replicate")
+    return nn.functional.conv2d(padded, kernel, groups=channels)
 
 
 def orthogonal(moment: Moment) -> Float[Tensor, "m c h w"]:
@@ -132,6 +146,16 @@ def without_part_along(
     """v - (v . u / u . u) u for each image's v and u; v where u is zero."""
     share = (vectors * along).sum((1, 2, 3), keepdim=True) / _positive(along.square().sum((1, 2, 3), keepdim=True))
     return vectors - share * along
+
+
+def signed(direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+    """The steepest ascent within an linf ball: every pixel by as much."""
+    return direction.sign()
+
+
+def proportional(direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+    """The direction itself, its largest pixel at one: less steep than its sign, and without a sign's edges."""
+    return direction / _positive(direction.abs().amax((1, 2, 3), keepdim=True))
 
 
 def _positive(size: Tensor) -> Tensor:
