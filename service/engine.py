@@ -15,7 +15,7 @@ from detectors import Screener, load_bundle
 from model.images import ImageFormat
 from service.batching import Batcher
 from service.errors import InferenceError, OverloadedError, SettingsError
-from service.judgements import Judgements
+from service.judgements import Floats, Judgements
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -75,6 +75,14 @@ class Engine:
         return self._screener.image_format
 
     @property
+    def false_alarm_rate(self) -> float:
+        return self._screener.false_alarm_rate
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        return tuple(self._screener.detectors)
+
+    @property
     def alive(self) -> bool:
         return self._batcher.alive
 
@@ -88,9 +96,10 @@ class Engine:
         finally:
             self._preparing -= 1
 
-    async def screen(self, images: Tensor) -> Judgements:
+    async def screen(self, images: Tensor | Floats) -> Judgements:
         """Judge images (n, c, h, w) in [0, 1]; cancelling drops what has not reached the device."""
-        return await asyncio.wrap_future(self._batcher.submit(images))
+        tensor = images if isinstance(images, Tensor) else torch.from_numpy(np.require(images, requirements="W"))
+        return await asyncio.wrap_future(self._batcher.submit(tensor))
 
     def close(self) -> None:
         self._batcher.close()

@@ -48,6 +48,10 @@ class InvalidInputError(RequestError):
     code = "invalid-input"
 
 
+class UnknownModelError(ServiceError):
+    code = "unknown-model"
+
+
 class OverloadedError(ServiceError):
     code = "overloaded"
 

@@ -19,6 +19,7 @@ CLIENT_CLOSED_REQUEST = 499
 
 STATUSES: dict[type[ServiceError], int] = {
     errors.MalformedBodyError: 400,
+    errors.UnknownModelError: 404,
     errors.SlowBodyError: 408,
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
@@ -33,14 +34,18 @@ STATUSES: dict[type[ServiceError], int] = {
 def add_handlers(app: FastAPI, runtime: Runtime) -> None:
     def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        runtime.metrics.rejected.labels(error.code).inc()
-        if isinstance(error, errors.InvalidInputError):
-            runtime.metrics.images.labels("rejected").inc(len(error.faults))
+        count(runtime, error)
         return of_service_error(request.scope, error)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
+
+
+def count(runtime: Runtime, error: ServiceError) -> None:
+    runtime.metrics.rejected.labels(error.code).inc()
+    if isinstance(error, errors.InvalidInputError):
+        runtime.metrics.images.labels("rejected").inc(len(error.faults))
 
 
 def of_service_error(scope: Scope, error: ServiceError) -> Response:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from service.engine import Engine
-from service.errors import NotReadyError
+from service.errors import NotReadyError, UnknownModelError
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -20,6 +20,14 @@ class Runtime:
         if self.engine is None:
             raise NotReadyError("the model is not loaded yet")
         return self.engine
+
+    def engine_for(self, name: str | None = None, version: str | None = None) -> Engine:
+        """The engine of a model, by default of the one that answers now. Raises UnknownModelError, NotReadyError."""
+        engine = self.active_engine()
+        if name not in (None, engine.name) or version not in (None, engine.version):
+            asked = " ".join(part[:64] for part in (name, version) if part is not None)
+            raise UnknownModelError(f"no model {asked!r} here; there is '{engine.name} {engine.version}'")
+        return engine
 
     def check_ready(self) -> Engine:
         """Raises NotReadyError unless new traffic should be sent here."""
