@@ -12,7 +12,7 @@ from service import problems
 from service.engine import Engine
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
-from service.routes import operations, predict
+from service.routes import inference, operations, predict
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -26,6 +26,7 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.state.runtime = runtime
     app.include_router(operations.router)
     app.include_router(predict.router)
+    app.include_router(inference.router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Observation, runtime=runtime)
     app.add_middleware(RequestIdentity, runtime=runtime)
