@@ -4,8 +4,10 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
@@ -18,6 +20,7 @@ from service.runtime import Runtime
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+ListenGrpc = Callable[[Runtime], Awaitable[tuple[Any, int]]]
 KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's, so that it is the proxy that closes
 
 
@@ -25,6 +28,7 @@ def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises SettingsError, BundleError before anything is served."""
     configure_logs(style=settings.log_format, level=settings.log_level)
     torch.set_num_threads(settings.threads)
+    listen_grpc = _grpc_listener(settings)
     with ExitStack() as on_exit:
         listener = on_exit.enter_context(_bind(settings))
         runtime = Runtime(settings=settings)
@@ -38,17 +42,21 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
         )
-        Server(config, runtime).run(sockets=[listener])
+        Server(config, runtime, listen_grpc).run(sockets=[listener])
 
 
 class Server(uvicorn.Server):
     """uvicorn's, but: not ready first, then a moment of serving on, then closed and drained; exit status 0."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime):
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, listen_grpc: ListenGrpc | None):
         super().__init__(config)
         self._runtime = runtime
+        self._listen_grpc = listen_grpc
+        self._grpc: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._listen_grpc is not None:
+            self._grpc, _ = await self._listen_grpc(self._runtime)
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
@@ -58,12 +66,24 @@ class Server(uvicorn.Server):
         self._runtime.draining = True
         logger.info("shutting down: no longer ready, serving on for %g s", self._runtime.settings.drain_seconds)
         await asyncio.sleep(self._runtime.settings.drain_seconds)
+        if self._grpc is not None:  # refuses new calls and ends those that run
+            await self._grpc.stop(self._runtime.settings.shutdown_timeout_seconds)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn's own would raise the signal again after the drain, and end with its status.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+def _grpc_listener(settings: Settings) -> ListenGrpc | None:
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.inference_protocol import grpc_server
+    except ImportError as error:
+        raise SettingsError(f"grpc_port: {error.name} is missing; pip install 'lgm-guard[grpc]'") from None
+    return grpc_server.listen
 
 
 def _bind(settings: Settings) -> socket.socket:

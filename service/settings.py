@@ -28,6 +28,12 @@ class Settings(BaseSettings):
     bundle: Path = Field(default=SHIPPED_BUNDLE, description="Folder of the bundle to serve.")
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the gRPC server; 0 takes a free one, without it there is none.",
+    )
     device: str = Field(
         default="cpu",
         pattern=r"^(cpu|mps|cuda(:\d+)?)$",

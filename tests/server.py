@@ -19,6 +19,7 @@ class Server:
         self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, object]] = []
         self.url = ""
+        self.grpc_address = ""  # known before the url, where there is a gRPC server
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
@@ -39,6 +40,8 @@ class Server:
         with self.process.stderr as stream:
             for line in stream:
                 self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+                if found := re.fullmatch(r"listening for gRPC on (\S+)", str(self.lines[-1]["message"])):
+                    self.grpc_address = found[1]
                 if found := re.fullmatch(r"listening on (http://\S+)", str(self.lines[-1]["message"])):
                     self.url = found[1]
                     self._listening.set()
