@@ -21,7 +21,7 @@ def rows(heading: str) -> list[list[str]]:
 
 def told_default(name: str) -> str:
     default = Settings.model_fields[name].default
-    special = {"config": "none", "bundle": "the shipped one", "threads": "the container's"}
+    special = {"config": "none", "bundle": "the shipped one", "threads": "the container's", "grpc_port": "none"}
     return special.get(name, f"`{default}`")
 
 
