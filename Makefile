@@ -38,6 +38,7 @@ format: install
 bench: install
 	$(BIN)/python -m tests.benchmarks.loss
 	$(BIN)/python -m tests.benchmarks.screening
+	$(BIN)/python -m tests.benchmarks.inference_protocol
 
 # Hours: trains every network that is missing, for three seeds. CIFAR10= names its folder of images.
 outcome: install
