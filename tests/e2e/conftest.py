@@ -9,8 +9,8 @@ from tests.server import Server
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    server = Server("--threads", "1", "--drain-seconds", "0")
+    server = Server("--workers", "1", "--drain-seconds", "0")
     try:
-        yield server.await_url()
+        yield server.await_ready()
     finally:
         server.stop()
