@@ -22,7 +22,7 @@ from service.errors import (
 from service.jobs import Floats
 from service.judgements import Judgements
 
-FAILED, DIED = InferenceError("planted"), WorkerDiedError("planted")
+JUDGED, FAILED, DIED, CANCELLED = "judged", "failed", "died", "cancelled"
 
 
 def images_of(*values: int) -> Floats:
@@ -59,10 +59,11 @@ class Device:
     def busy(self) -> bool:
         return self._done is not None
 
-    def finish(self, outcome: InferenceError | None = None) -> None:
+    def finish(self, outcome: str = JUDGED) -> None:
         assert self._done is not None, "it has nothing to judge"
         done, self._done = self._done, None
-        done(judgements_of(self.batches[-1]) if outcome is None else outcome)
+        errors = {FAILED: InferenceError, DIED: WorkerDiedError}
+        done(errors[outcome]("planted") if outcome in errors else judgements_of(self.batches[-1]))
 
 
 class Watch:
@@ -371,7 +372,7 @@ async def test_each_batch_is_observed_with_the_waits_of_the_requests_that_begin_
     assert (watch.started, watch.judged) == ([(4, 1), (2, 0)], 6)
 
 
-OUTCOMES = st.sampled_from(["judged", "judged", "judged", "failed", "died", "cancelled"])
+OUTCOMES = st.sampled_from([JUDGED, JUDGED, JUDGED, FAILED, DIED, CANCELLED])
 
 
 @given(
@@ -394,12 +395,11 @@ def test_whatever_fails_answers_never_cross_and_everybody_is_answered(
         futures = [batcher.submit(images_of(*request)) for request in asked]
         planned = iter(outcomes)
         while busy := [device for device in devices if device.busy]:
-            device, outcome = draw.choice(busy), next(planned, "judged")
-            if outcome == "cancelled":
+            device, outcome = draw.choice(busy), next(planned, JUDGED)
+            if outcome == CANCELLED:
                 draw.choice(futures).cancel()
-                outcome = "judged"
-            device.finish({"judged": None, "failed": FAILED, "died": DIED}[outcome])
-            if outcome == "died":
+            device.finish(outcome)
+            if outcome == DIED:
                 devices.remove(device)
                 devices.append(Device())
                 batcher.attach(devices[-1])
@@ -411,6 +411,6 @@ def test_whatever_fails_answers_never_cross_and_everybody_is_answered(
             else:
                 assert isinstance(answer, InferenceError | asyncio.CancelledError)
         assert batcher.depth == 0
-        assert "failed" in outcomes or "died" in outcomes or not any(isinstance(a, InferenceError) for a in found)
+        assert FAILED in outcomes or DIED in outcomes or not any(isinstance(a, InferenceError) for a in found)
 
     asyncio.run(scenario())

@@ -1,4 +1,4 @@
-"""schemathesis over the OpenAPI document of a running server: whatever it invents, no 5xx and only documented answers."""
+"""schemathesis over the OpenAPI document of a running server: no 5xx, and only answers that are documented."""
 
 from collections.abc import Iterator
 from pathlib import Path
