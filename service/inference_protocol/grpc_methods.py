@@ -3,6 +3,7 @@
 from functools import partial
 from typing import Any
 
+from service.deadlines import deadline_of
 from service.engine import Engine
 from service.errors import NotReadyError
 from service.inference_protocol import grpc_messages, messages
@@ -44,9 +45,11 @@ async def model_metadata_of(runtime: Runtime, request: Any) -> Any:
 async def model_infer(runtime: Runtime, request: Any) -> Any:
     settings = runtime.settings
     engine = _engine(runtime, request.model_name, request.model_version)
+    engine.check_room()
+    deadline = deadline_of(None, limit_seconds=settings.request_timeout_seconds)
     work = partial(grpc_messages.decode, request, engine.image_format, max_instances=settings.max_instances)
     cheap = bool(request.raw_input_contents) and request.ByteSize() <= CHEAP_BYTES
-    inference, judgements = await judge(engine, work, settings, cheap=cheap)
+    inference, judgements = await judge(engine, work, settings, deadline=deadline, cheap=cheap)
     return grpc_messages.encode(engine, inference, judgements)
 
 

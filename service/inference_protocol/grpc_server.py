@@ -13,7 +13,7 @@ from service.inference_protocol import messages
 from service.inference_protocol.grpc_messages import parse
 from service.inference_protocol.grpc_methods import METHODS
 from service.middleware import SANE_ID
-from service.problems import RETRY_AFTER_SECONDS, STATUSES, count
+from service.problems import STATUSES, count
 from service.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,7 @@ CODES = {
     401: grpc.StatusCode.UNAUTHENTICATED,
     403: grpc.StatusCode.PERMISSION_DENIED,
     404: grpc.StatusCode.NOT_FOUND,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     422: grpc.StatusCode.INVALID_ARGUMENT,
     429: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -88,7 +89,7 @@ class Method:
         except ServiceError as error:
             count(self._runtime, error)
             code = CODES.get(STATUSES[type(error)], grpc.StatusCode.UNKNOWN)
-            await context.abort(code, str(error), _trailing_metadata(code, request_id))
+            await context.abort(code, str(error), _trailing_metadata(code, request_id, error))
         except Exception:
             failures.exception("request failed", extra={"request_id": request_id})
             code = grpc.StatusCode.INTERNAL
@@ -120,7 +121,7 @@ def _request_id(context: Any) -> str:
     return given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _trailing_metadata(code: grpc.StatusCode, request_id: str) -> tuple[tuple[str, str], ...]:
+def _trailing_metadata(code: grpc.StatusCode, request_id: str, error: ServiceError) -> tuple[tuple[str, str], ...]:
     """Clients with a retry policy heed the push-back."""
-    pushback = ("grpc-retry-pushback-ms", str(RETRY_AFTER_SECONDS * 1000))
+    pushback = ("grpc-retry-pushback-ms", str(error.retry_after_seconds * 1000))
     return (("x-request-id", request_id), *([pushback] if code is grpc.StatusCode.UNAVAILABLE else []))

@@ -1,8 +1,9 @@
 """One inference of the protocol, whatever brought it: decode within the limits, judge within the time."""
 
-import asyncio
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from service.engine import Engine
 from service.errors import DeadlineError, NotReadyError
@@ -39,22 +40,33 @@ def ready_engine(runtime: Runtime, name: str, version: str | None = None) -> Eng
     return engine
 
 
+def _stays() -> bool:
+    return False
+
+
 async def judge(
-    engine: Engine, decode: Callable[[], Inference], settings: Settings, *, cheap: bool
+    engine: Engine,
+    decode: Callable[[], Inference],
+    settings: Settings,
+    *,
+    deadline: float,
+    cheap: bool,
+    abandoned: Callable[[], bool] = _stays,
 ) -> tuple[Inference, Judgements]:
     """Decode and judge. What is cheap to decode is not worth the way to another thread and back.
 
+    deadline: in time.monotonic() seconds. abandoned: whether the caller has gone, asked before late work starts.
     Raises what decode raises, DeadlineError, OverloadedError, NotReadyError, InferenceError.
     """
-    seconds = settings.request_timeout_seconds
-    started = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(started + seconds) as deadline:
-            inference = decode() if cheap else await engine.prepare(decode)
-            if inference.timeout_seconds is not None:
-                seconds = min(seconds, inference.timeout_seconds)
-                deadline.reschedule(started + seconds)
-            judgements = await engine.screen(inference.images)
-    except TimeoutError:
-        raise DeadlineError(f"no answer within {seconds:g} s, the limit") from None
+    started = time.monotonic()
+    inference = decode() if cheap else await engine.prepare(partial(_decode_in_time, decode, deadline))
+    if inference.timeout_seconds is not None:
+        deadline = min(deadline, started + inference.timeout_seconds)
+    judgements = await engine.screen(inference.images, deadline, abandoned=abandoned)
     return inference, withhold_flagged(judgements) if settings.policy == "withhold" else judgements
+
+
+def _decode_in_time(decode: Callable[[], Inference], deadline: float) -> Inference:
+    if time.monotonic() >= deadline:
+        raise DeadlineError("no answer before the deadline")
+    return decode()

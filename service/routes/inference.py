@@ -5,7 +5,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from service.engine import Engine
+from service.deadlines import HEADER, deadline_of
+from service.disconnects import hung_up
 from service.forms import read_body
 from service.inference_protocol.compression import check_encoding
 from service.inference_protocol.inference import judge, ready_engine
@@ -20,6 +21,7 @@ from service.inference_protocol.schemas import (
     ServerReady,
 )
 from service.routes.context import runtime_of
+from service.routes.predict import DEADLINE
 from service.schemas import Problem
 
 CHEAP_JSON_BYTES = 16 * 1024
@@ -80,30 +82,34 @@ INFERENCE: dict[str, Any] = {
         200: {"content": BINARY},
         **{status: {"model": Problem} for status in (400, 404, 408, 413, 415, 422, 500, 503, 504)},
     },
-    "openapi_extra": {"requestBody": REQUEST_BODY},
+    "openapi_extra": {"requestBody": REQUEST_BODY, "parameters": [DEADLINE]},
 }
 
 
 @router.post(MODEL + "/infer", summary="Judge a tensor of images", **INFERENCE)
 async def infer(request: Request, name: str) -> Response:
     """JSON, or JSON followed by binary tensors, its length in the header Inference-Header-Content-Length."""
-    return await _infer(request, runtime_of(request).engine_for(name))
+    return await _infer(request, name)
 
 
 @router.post(VERSION + "/infer", summary="Judge a tensor of images by a version", **INFERENCE)
 async def infer_version(request: Request, name: str, version: str) -> Response:
     """The same, by one version of the model."""
-    return await _infer(request, runtime_of(request).engine_for(name, version))
+    return await _infer(request, name, version)
 
 
-async def _infer(request: Request, engine: Engine) -> Response:
-    settings = runtime_of(request).settings
+async def _infer(request: Request, name: str, version: str | None = None) -> Response:
+    runtime = runtime_of(request)
+    settings = runtime.settings
+    runtime.engine_for(name, version).check_room()  # before anything is read
+    deadline = deadline_of(request.headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
     form = Form(
         encoding=request.headers.get("content-encoding", "").lower(),
         header_length=header_length(request.headers.get(HEADER_LENGTH)),
     )
     check_encoding(form.encoding)
     body = await read_body(request, timeout_seconds=settings.request_timeout_seconds)
+    engine = runtime.engine_for(name, version)  # again: another may be active by now
     work = partial(
         decode,
         body,
@@ -112,7 +118,14 @@ async def _infer(request: Request, engine: Engine) -> Response:
         max_body_bytes=settings.max_body_bytes,
         max_instances=settings.max_instances,
     )
-    inference, judgements = await judge(engine, work, settings, cheap=_is_cheap(form, len(body)))
+    inference, judgements = await judge(
+        engine,
+        work,
+        settings,
+        deadline=deadline,
+        cheap=_is_cheap(form, len(body)),
+        abandoned=hung_up(request.receive),
+    )
     content, length = encode(engine, inference, judgements)
     if length is None:
         return Response(content, media_type="application/json")

@@ -9,9 +9,9 @@ from tests.server import Server
 
 @pytest.fixture(scope="module")
 def shipped_server() -> Iterator[Server]:
-    server = Server("--threads", "1", "--drain-seconds", "0", "--grpc-port", "0")
+    server = Server("--workers", "1", "--drain-seconds", "0", "--grpc-port", "0")
     try:
-        server.await_url()
+        server.await_ready()
         yield server
     finally:
         server.stop()

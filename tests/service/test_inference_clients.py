@@ -24,9 +24,9 @@ TRITON = {"http": tritonclient.http, "grpc": tritonclient.grpc}
 
 @pytest.fixture(scope="module")
 def server(digits_bundle) -> Iterator[Server]:
-    server = Server("--bundle", str(digits_bundle), "--threads", "1", "--drain-seconds", "0", "--grpc-port", "0")
+    server = Server("--bundle", str(digits_bundle), "--workers", "1", "--drain-seconds", "0", "--grpc-port", "0")
     try:
-        server.await_url()
+        server.await_ready()
         yield server
     finally:
         assert server.stop() == 0

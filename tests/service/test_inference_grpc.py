@@ -1,12 +1,15 @@
 """The protocol's gRPC server: its messages, its codes, its limits, and its place in the process."""
 
 import asyncio
+import os
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +40,9 @@ FOLDER = Path(messages.__file__).parent
 
 @pytest.fixture(scope="module")
 def server(digits_bundle) -> Iterator[Server]:
-    server = Server("--bundle", str(digits_bundle), "--threads", "1", "--drain-seconds", "0", "--grpc-port", "0")
+    server = Server("--bundle", str(digits_bundle), "--workers", "1", "--drain-seconds", "0", "--grpc-port", "0")
     try:
-        server.await_url()
+        server.await_ready()
         yield server
     finally:
         assert server.stop() == 0
@@ -269,22 +272,35 @@ Scenario = Callable[[Runtime, grpc.aio.Channel], Awaitable[None]]
 
 
 @pytest.fixture
-def run(own_screener, settings):
+def run(settings):
     """Runs a scenario against a server in this process, with settings on top."""
 
     def run_scenario(scenario: Scenario, *, interceptors: Any = (), **given: Any) -> None:
         async def main() -> None:
             runtime = Runtime(settings=load_settings(**{**settings.model_dump(), "grpc_port": 0, **given}))
-            runtime.engine = Engine(own_screener, settings=runtime.settings, metrics=runtime.metrics)
+            await runtime.registry.load_default()
             server, port = await listen(runtime, interceptors=interceptors)
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
                 await scenario(runtime, channel)
             await server.stop(None)
-            runtime.engine.close()
+            await runtime.close()
 
         asyncio.run(main())
 
     return run_scenario
+
+
+@contextmanager
+def held(runtime: Runtime) -> Iterator[None]:
+    """Meanwhile the worker processes stand still."""
+    pids = runtime.engine_for().worker_pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 async def outcome(channel: grpc.aio.Channel, name: str, request: Any, **options: Any) -> grpc.aio.AioRpcError | bytes:
@@ -295,50 +311,32 @@ async def outcome(channel: grpc.aio.Channel, name: str, request: Any, **options:
     return answer
 
 
-def test_a_full_queue_refuses_at_once_and_a_deadline_gives_up(run, own_screener, gate, images):
-    own_screener.network.register_forward_pre_hook(gate.pass_through)
-
+def test_a_full_queue_refuses_at_once_and_a_deadline_gives_up(run, images):
     async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
-        running = asyncio.create_task(outcome(channel, "ModelInfer", raw(images[:8])))
-        await asyncio.to_thread(gate.await_arrival)
-        late = await outcome(channel, "ModelInfer", raw(images[:1]), timeout=0.05)
-        assert late.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        engine = runtime.engine_for()
+        with held(runtime):
+            running = [asyncio.create_task(outcome(channel, "ModelInfer", raw(images[:8]))) for _ in range(2)]
+            while engine.depth != 8:
+                await asyncio.sleep(0)
+            full = await outcome(channel, "ModelInfer", raw(images[:1]))
+        assert [type(await call) for call in running] == [bytes, bytes]
+        assert (full.code(), full.details()) == (grpc.StatusCode.UNAVAILABLE, "8 images wait; the limit is 8")
+        (pushback,) = [value for key, value in full.trailing_metadata() if key == "grpc-retry-pushback-ms"]
+        assert int(pushback) >= 1000
         request = raw(images[:1])
         request.parameters["timeout"].int64_param = 20_000
-        later = await outcome(channel, "ModelInfer", request)
-        assert (later.code(), later.details()) == (
-            grpc.StatusCode.DEADLINE_EXCEEDED,
-            "no answer within 0.02 s, the limit",
-        )
-        waiting = asyncio.create_task(outcome(channel, "ModelInfer", raw(images[:8])))
-        while runtime.metrics.registry.get_sample_value("lgm_queue_depth") != 8:
-            await asyncio.sleep(0)
-        full = await outcome(channel, "ModelInfer", raw(images[:1]))
-        assert (full.code(), full.details()) == (grpc.StatusCode.UNAVAILABLE, "8 images wait; the limit is 8")
-        assert ("grpc-retry-pushback-ms", "1000") in tuple(full.trailing_metadata())
-        gate.open()
-        assert isinstance(await running, bytes)
-        assert isinstance(await waiting, bytes)
+        with held(runtime):
+            late = await outcome(channel, "ModelInfer", raw(images[:1]), timeout=0.05)
+            later = await outcome(channel, "ModelInfer", request)
+        assert late.code() is later.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert later.details() == "no answer before the deadline"
 
     run(scenario, queue_capacity=8, max_instances=8)
 
 
-def test_a_model_that_fails_is_an_internal_error(run, own_screener, images):
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("a planted secret")
-
-    own_screener.network.register_forward_pre_hook(fail)
-
-    async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
-        failed = await outcome(channel, "ModelInfer", raw(images))
-        assert (failed.code(), failed.details()) == (grpc.StatusCode.INTERNAL, "the model failed on this batch")
-
-    run(scenario)
-
-
 def test_what_nobody_expected_is_an_internal_error_that_tells_nothing(run, images, caplog, monkeypatch):
     async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
-        monkeypatch.setattr(Engine, "screen", lambda *arguments: 1 / 0)
+        monkeypatch.setattr(Engine, "screen", lambda *arguments, **options: 1 / 0)
         failed = await outcome(channel, "ModelInfer", raw(images), metadata=[("x-request-id", "abc")])
         assert failed.code() is grpc.StatusCode.INTERNAL
         assert failed.details() == "internal error; the log has it under request_id abc"
@@ -398,7 +396,7 @@ def test_interceptors_see_every_call_first(run, images):
 def lgm_serve(*arguments: str, blocked: str = "") -> subprocess.CompletedProcess[str]:
     """`lgm serve` in a process where a module cannot be imported."""
     code = f"import sys; sys.modules[{blocked!r}] = None; from service.cli import app; app()"
-    command = [sys.executable, "-c", code, "serve", "--port", "0", "--threads", "1", *arguments]
+    command = [sys.executable, "-c", code, "serve", "--port", "0", "--workers", "1", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
@@ -420,8 +418,8 @@ def test_without_the_extra_it_says_what_to_install():
 
 
 def test_sigterm_under_load_fails_no_call(digits_bundle, images):
-    server = Server("--bundle", str(digits_bundle), "--threads", "1", "--drain-seconds", "1", "--grpc-port", "0")
-    server.await_url()
+    server = Server("--bundle", str(digits_bundle), "--workers", "1", "--drain-seconds", "1", "--grpc-port", "0")
+    server.await_ready()
     sending = threading.Semaphore(0)
     request = raw(images)
 
