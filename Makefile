@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install serve test test-slow check format bench outcome outcome-quick lock clean
+.PHONY: install serve test test-slow check format bench outcome outcome-quick proto lock clean
 
 install: $(VENV)/.installed
 
@@ -38,6 +38,7 @@ format: install
 bench: install
 	$(BIN)/python -m tests.benchmarks.loss
 	$(BIN)/python -m tests.benchmarks.screening
+	$(BIN)/python -m tests.benchmarks.inference_protocol
 
 # Hours: trains every network that is missing, for three seeds. CIFAR10= names its folder of images.
 outcome: install
@@ -47,9 +48,13 @@ outcome: install
 outcome-quick: install
 	$(BIN)/python -m tests.benchmarks.outcome --quick
 
+proto: install
+	cd service/inference_protocol && $(abspath $(BIN))/python -m grpc_tools.protoc --proto_path=. \
+		--descriptor_set_out=open_inference.binpb open_inference.proto
+
 lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
-		--extra train --extra eval --extra parquet --extra timm --extra dev \
+		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra dev \
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:

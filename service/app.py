@@ -1,6 +1,5 @@
 """The ASGI application."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -9,10 +8,9 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from service import problems
-from service.engine import Engine
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
-from service.routes import operations, predict
+from service.routes import inference, models, operations, predict
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -20,12 +18,14 @@ DESCRIPTION = "An image classifier that knows how likely its input is."
 
 
 def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI:
-    """An app that loads, warms and checks its bundle at start-up, unless the runtime brings an engine."""
+    """An app that begins to load its bundle at start-up and is ready once the bundle is warm and checked."""
     runtime = runtime or Runtime(settings=settings)
     app = FastAPI(title="lgm-guard", version=version("lgm-guard"), description=DESCRIPTION, lifespan=_lifespan)
     app.state.runtime = runtime
     app.include_router(operations.router)
     app.include_router(predict.router)
+    app.include_router(inference.router)
+    app.include_router(models.router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Observation, runtime=runtime)
     app.add_middleware(RequestIdentity, runtime=runtime)
@@ -37,15 +37,11 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     runtime: Runtime = app.state.runtime
-    if runtime.engine is not None:
-        yield  # whoever made it closes it
-        return
-    runtime.engine = await asyncio.to_thread(Engine.load, runtime.settings, runtime.metrics)
+    runtime.start()
     try:
         yield
     finally:
-        runtime.draining = True
-        await asyncio.to_thread(runtime.engine.close)
+        await runtime.close()
 
 
 def _openapi(app: FastAPI) -> dict[str, object]:

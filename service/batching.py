@@ -1,79 +1,78 @@
-"""A bounded queue of images and the one thread that takes them to the device in batches.
+"""A bounded queue of images, and how they are shared out in batches to the devices that are free.
 
-An idle worker starts at once with what is there; a busy one, coming back, collects from the first arrival on
-for at most max_wait_seconds. Requests larger than a batch are split and joined again. Nothing here knows
-of HTTP, of event loops or of what the judging does.
+Everything here runs on one event loop. A device that is idle starts at once with what is there; what comes while all
+are busy is collected, from the first arrival on for at most max_wait_seconds. Requests larger than a batch are
+split and joined again. Nothing here knows of HTTP, of processes or of what the judging does.
 """
 
+import asyncio
 import logging
-import threading
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
-from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from service.errors import InferenceError, NotReadyError, OverloadedError
-from service.judgements import Judgements, join
+from service.errors import (
+    AbandonedError,
+    DeadlineError,
+    InferenceError,
+    NotReadyError,
+    OverloadedError,
+    WorkerDiedError,
+)
+from service.jobs import Floats, Job, Piece
+from service.judgements import Judgements
 
 logger = logging.getLogger(__name__)
 
+LEAST_SHARE = 8  # images: with fewer, a second device saves a large request nothing
+PATIENT_SECONDS = 0.01  # after shorter waits it is not worth asking whether the caller is still there
+MOST_DEATHS = 2  # of devices over the same images, until it is them that are blamed
+MOST_RETRY_SECONDS = 30
+NEW_RATE_WEIGHT = 0.1
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    images: Tensor
-    arrived: float
-    future: Future[Judgements] = field(default_factory=Future)
-    taken: int = 0
-    parts: list[Judgements] = field(default_factory=list)
-
-    @property
-    def waiting(self) -> int:
-        return len(self.images) - self.taken
+Outcome = Judgements | InferenceError
 
 
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    job: _Job
-    start: int
-    stop: int
+class Device(Protocol):
+    """Judges one batch at a time; tells `done` on the event loop. WorkerDiedError says that it is no more."""
+
+    def judge(self, images: Sequence[Floats], done: Callable[[Outcome], None]) -> None: ...
 
 
-def _ignore(size: int, wait_seconds: Sequence[float]) -> None:
-    """The observer where nobody looks."""
+class Observer(Protocol):
+    def batch_started(self, size: int, wait_seconds: Sequence[float]) -> None: ...
+
+    def batch_judged(self, judgements: Judgements, seconds: float) -> None: ...
+
+
+def _stays() -> bool:
+    return False
 
 
 class Batcher:
     """Takes images (n, c, h, w), gives a future of their judgements.
 
-    `judge` is called on the worker's thread alone, with at most max_batch_size images. `on_batch` is told of
-    each batch: its size, and how long the requests that begin in it have waited.
+    A batch whose judging fails is tried again, each request alone, so that only what is really bad fails. What a
+    device died over goes back to the queue's head, once.
     """
 
-    def __init__(
-        self,
-        judge: Callable[[Tensor], Judgements],
-        *,
-        max_batch_size: int,
-        max_wait_seconds: float,
-        capacity: int,
-        on_batch: Callable[[int, Sequence[float]], None] = _ignore,
-    ):
-        self._judge = judge
+    def __init__(self, *, max_batch_size: int, max_wait_seconds: float, capacity: int, observer: Observer):
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._capacity = capacity
-        self._on_batch = on_batch
-        self._jobs: deque[_Job] = deque()
+        self._observer = observer
+        self._queue: deque[Piece] = deque()
         self._depth = 0
-        self._closed = False
-        self._changed = threading.Condition()
-        self._worker = threading.Thread(target=self._work, name="lgm-batcher", daemon=True)
-        self._worker.start()
+        self._unfinished: set[Job] = set()
+        self._idle: list[Device] = []
+        self._num_devices = 0
+        self._alarm: asyncio.TimerHandle | None = None
+        self._seconds_per_image = 0.0
+        self._refusal = ""
+        self._draining = False
 
     @property
     def depth(self) -> int:
@@ -81,109 +80,180 @@ class Batcher:
         return self._depth
 
     @property
-    def alive(self) -> bool:
-        return self._worker.is_alive() and not self._closed
+    def num_devices(self) -> int:
+        return self._num_devices
 
-    def submit(self, images: Tensor) -> Future[Judgements]:
-        """Queue images; cancelling the future drops what has not reached the device.
+    def check_room(self, count: int = 1) -> None:
+        """Raises OverloadedError where so many images more do not fit, NotReadyError where nobody judges."""
+        if self._draining or self._refusal:
+            raise NotReadyError(self._refusal or "the model is being unloaded")
+        if self._depth + count > self._capacity:
+            message = f"{self._depth} images wait; the limit is {self._capacity}"
+            raise OverloadedError(message, retry_after_seconds=self._retry_after())
 
-        Raises OverloadedError where they do not fit into the queue, NotReadyError when closed.
+    def submit(
+        self, images: Floats, *, deadline: float = math.inf, abandoned: Callable[[], bool] = _stays
+    ) -> asyncio.Future[Judgements]:
+        """Queue images; deadline in time.monotonic() seconds. Cancelling the future drops what still waits.
+
+        abandoned: asked before work that waited for long is started. Raises as check_room does; the future also
+        raises DeadlineError, AbandonedError, InferenceError.
         """
-        job = _Job(images, time.monotonic())
-        with self._changed:
-            if not self.alive:
-                raise NotReadyError("the model's worker has stopped")
-            if self._depth + len(images) > self._capacity:
-                raise OverloadedError(f"{self._depth} images wait; the limit is {self._capacity}")
-            self._jobs.append(job)
-            self._depth += len(images)
-            self._changed.notify()
-        job.future.add_done_callback(lambda future: self._discard(job) if future.cancelled() else None)
+        self.check_room(len(images))
+        loop = asyncio.get_running_loop()
+        job = Job(
+            images,
+            arrived=time.monotonic(),
+            collectable=not self._idle,
+            deadline=deadline,
+            abandoned=abandoned,
+            future=loop.create_future(),
+        )
+        alarm = None if deadline == math.inf else loop.call_later(deadline - job.arrived, self._expire, job)
+        job.future.add_done_callback(lambda _: self._forget(job, alarm))
+        self._unfinished.add(job)
+        self._wait(Piece(job, 0, len(images)), self._queue.append)
+        self._dispatch()
         return job.future
 
-    def close(self, timeout_seconds: float | None = None) -> None:
-        """Accept nothing more, judge what waits, stop the worker."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify()
-        self._worker.join(timeout_seconds)
+    def attach(self, device: Device) -> None:
+        """From now on it gets batches, until it says that it is no more."""
+        self._refusal = ""
+        self._num_devices += 1
+        self._idle.append(device)
+        self._dispatch()
 
-    def _work(self) -> None:
-        pieces: list[_Piece] = []
-        try:
-            while pieces := self._collect():
-                self._run(pieces)
-        finally:
-            self._end(pieces)
+    def detach(self, device: Device) -> None:
+        """It died while it was idle."""
+        if device in self._idle:
+            self._idle.remove(device)
+            self._num_devices -= 1
 
-    def _collect(self) -> list[_Piece]:
-        """The next batch; empty only when closed and drained."""
-        with self._changed:
-            if self._jobs:
-                self._wait_for_company()
-            while not self._jobs:
-                if self._closed:
-                    return []
-                self._changed.wait()
-            return self._take()
+    def refuse(self, reason: str) -> None:
+        """Until a device is attached, nobody is there to judge: what waits and what comes is told so."""
+        self._refusal = reason
+        for piece in tuple(self._queue):
+            piece.job.fail(NotReadyError(reason))
 
-    def _wait_for_company(self) -> None:
-        remaining = self._jobs[0].arrived + self._max_wait_seconds - time.monotonic()
-        if remaining > 0:
-            self._changed.wait_for(lambda: self._closed or self._depth >= self._max_batch_size, remaining)
+    async def drain(self) -> None:
+        """Take nothing more, and wait until all that was taken is answered."""
+        self._draining = True
+        self._dispatch()
+        while self._unfinished:
+            await asyncio.wait([job.future for job in self._unfinished])
 
-    def _take(self) -> list[_Piece]:
-        pieces, room = [], self._max_batch_size
-        while room and self._jobs:
-            job = self._jobs[0]
-            count = min(room, job.waiting)
-            pieces.append(_Piece(job, job.taken, job.taken + count))
-            job.taken += count
-            room -= count
-            if not job.waiting:
-                self._jobs.popleft()
-        self._depth -= self._max_batch_size - room
+    def _dispatch(self) -> None:
+        while self._idle and self._find_wanted():
+            if (seconds := self._seconds_to_collect()) > 0:
+                self._dispatch_after(seconds)
+                return
+            self._start(self._idle.pop(0), self._take())
+
+    def _find_wanted(self) -> bool:
+        """Whether anything waits, once work that needs no answer any more is gone from the queue's head."""
+        while self._queue:
+            job = self._queue[0].job
+            self._check_wanted(job)
+            if not job.future.done():
+                return True
+            self._queue.popleft()
+        return False
+
+    def _check_wanted(self, job: Job) -> None:
+        now = time.monotonic()
+        if now >= job.deadline:
+            self._expire(job)
+        elif now - job.arrived > PATIENT_SECONDS and not job.future.done() and job.abandoned():
+            job.fail(AbandonedError("the caller has gone"))
+
+    def _seconds_to_collect(self) -> float:
+        job = self._queue[0].job
+        if self._draining or not job.collectable or self._depth >= self._max_batch_size:
+            return 0.0
+        return min(job.arrived + self._max_wait_seconds, job.deadline) - time.monotonic()
+
+    def _dispatch_after(self, seconds: float) -> None:
+        if self._alarm is None:
+            self._alarm = asyncio.get_running_loop().call_later(seconds, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        self._dispatch()
+
+    def _take(self) -> list[Piece]:
+        """The next batch; where several devices are idle, a fair share. What is to be tried alone comes alone."""
+        share = math.ceil(self._depth / (1 + len(self._idle)))
+        room = min(self._max_batch_size, max(LEAST_SHARE, share))
+        pieces: list[Piece] = []
+        while room and self._find_wanted() and not (pieces and (pieces[-1].alone or self._queue[0].alone)):
+            piece, rest = self._queue.popleft().split(room)
+            if rest is not None:
+                self._queue.appendleft(rest)
+            piece.job.waiting -= len(piece)
+            self._depth -= len(piece)
+            room -= len(piece)
+            pieces.append(piece)
         return pieces
 
-    def _run(self, pieces: list[_Piece]) -> None:
+    def _start(self, device: Device, pieces: list[Piece]) -> None:
         now = time.monotonic()
-        try:
-            images = torch.cat([piece.job.images[piece.start : piece.stop] for piece in pieces])
-            self._on_batch(len(images), [now - piece.job.arrived for piece in pieces if piece.start == 0])
-            judgements = self._judge(images)
-        except Exception:
-            logger.exception("a batch of %d requests failed", len(pieces))
-            self._fail(pieces)
-        else:
-            self._deliver(pieces, judgements)
+        waits = [now - piece.job.arrived for piece in pieces if piece.start == 0]
+        self._observer.batch_started(sum(map(len, pieces)), waits)
+        device.judge([piece.images for piece in pieces], partial(self._finish, device, pieces, now))
 
-    def _deliver(self, pieces: list[_Piece], judgements: Judgements) -> None:
+    def _finish(self, device: Device, pieces: list[Piece], started: float, outcome: Outcome) -> None:
+        if isinstance(outcome, WorkerDiedError):
+            self._num_devices -= 1
+            self._put_back(pieces)
+        else:
+            self._idle.append(device)
+            if isinstance(outcome, Judgements):
+                self._deliver(pieces, outcome, time.monotonic() - started)
+            else:
+                self._try_alone(pieces, outcome)
+        self._dispatch()
+
+    def _deliver(self, pieces: list[Piece], judgements: Judgements, seconds: float) -> None:
+        self._observer.batch_judged(judgements, seconds)
+        self._seconds_per_image += NEW_RATE_WEIGHT * (seconds / len(judgements) - self._seconds_per_image)
         row = 0
         for piece in pieces:
-            job, count = piece.job, piece.stop - piece.start
-            job.parts.append(judgements.rows(row, row + count))
-            row += count
-            if piece.stop == len(job.images):
-                with suppress(InvalidStateError):  # cancelled meanwhile
-                    job.future.set_result(join(job.parts))
+            piece.job.add(piece.start, judgements.rows(row, row + len(piece)))
+            row += len(piece)
 
-    def _fail(self, pieces: list[_Piece]) -> None:
-        for piece in pieces:
-            self._discard(piece.job)
-            with suppress(InvalidStateError):
-                piece.job.future.set_exception(InferenceError("the model failed on this batch"))
+    def _try_alone(self, pieces: list[Piece], error: InferenceError) -> None:
+        if len(pieces) == 1:
+            pieces[0].job.fail(error)
+            return
+        for piece in reversed(pieces):
+            self._wait(piece.to_try_alone(), self._queue.appendleft)
 
-    def _end(self, running: list[_Piece]) -> None:
-        """Closed before anybody learns of it; nobody waits for a worker that has ended."""
-        with self._changed:
-            self._closed = True
-            waiting = [_Piece(job, 0, 0) for job in self._jobs]
-        if running:
-            logger.critical("the model's worker has ended while it judged %d requests", len(running))
-        self._fail(running + waiting)
+    def _put_back(self, pieces: list[Piece]) -> None:
+        for piece in reversed(pieces):
+            if piece.deaths + 1 == MOST_DEATHS:
+                piece.job.fail(InferenceError("the model's worker died over it twice"))
+            else:
+                self._wait(piece.after_death(), self._queue.appendleft)
 
-    def _discard(self, job: _Job) -> None:
-        with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                self._depth -= job.waiting
+    def _wait(self, piece: Piece, put: Callable[[Piece], None]) -> None:
+        if not piece.job.future.done():
+            piece.job.waiting += len(piece)
+            self._depth += len(piece)
+            put(piece)
+
+    def _expire(self, job: Job) -> None:
+        if self._num_devices:
+            job.fail(DeadlineError("no answer before the deadline"))
+        else:
+            job.fail(NotReadyError("the model's worker is being restarted"))
+
+    def _forget(self, job: Job, alarm: asyncio.TimerHandle | None) -> None:
+        if alarm is not None:
+            alarm.cancel()
+        self._unfinished.discard(job)
+        self._depth -= job.waiting
+        job.waiting = 0
+
+    def _retry_after(self) -> int:
+        seconds = self._depth * self._seconds_per_image / max(1, self._num_devices)
+        return min(MOST_RETRY_SECONDS, max(1, math.ceil(seconds)))

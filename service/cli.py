@@ -93,7 +93,7 @@ def _option_type(name: str, field: FieldInfo) -> Any:
 def _metavar(field: FieldInfo) -> str:
     if get_origin(field.annotation) is Literal:
         return "|".join(get_args(field.annotation))
-    names: dict[Any, str] = {int: "INTEGER", float: "NUMBER", str: "TEXT"}
+    names: dict[Any, str] = {int: "INTEGER", int | None: "INTEGER", float: "NUMBER", str: "TEXT"}
     return names.get(field.annotation, "PATH")
 
 

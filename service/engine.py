@@ -1,82 +1,119 @@
-"""One loaded bundle: warmed, checked against its own reference scores, with the threads that serve it."""
+"""One loaded bundle: the worker processes that judge with it, and the threads that prepare what they judge."""
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors import Screener, load_bundle
+from detectors.bundle import Manifest, load_manifest
 from model.images import ImageFormat
 from service.batching import Batcher
-from service.errors import InferenceError, OverloadedError, SettingsError
+from service.cpus import available_cpus
+from service.devices import resolve_devices
+from service.errors import FieldFault, InvalidInputError, OverloadedError
+from service.jobs import Floats
 from service.judgements import Judgements
 from service.metrics import Metrics
 from service.settings import Settings
+from service.slab import Layout
+from service.worker import Plan
+from service.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
 Prepared = TypeVar("Prepared")
+SMALL_VALUES = 3 * 64 * 64
+
+
+def _stays() -> bool:
+    return False
 
 
 class Engine:
     """Prepares and judges images off the event loop. Knows nothing of HTTP."""
 
-    def __init__(self, screener: Screener, *, settings: Settings, metrics: Metrics):
-        self._screener = screener
-        self._metrics = metrics
-        self._pool = ThreadPoolExecutor(max_workers=settings.threads, thread_name_prefix="lgm-decode")
-        self._preparing = 0
-        self._most_preparing = settings.queue_capacity
+    def __init__(self, bundle: Path, manifest: Manifest, *, settings: Settings, metrics: Metrics):
+        self.manifest = manifest
+        self.image_format = ImageFormat(shape=manifest.image_shape, resize=manifest.resize)
+        channels, height, width = manifest.image_shape
+        # Decoding one in passing holds up nothing; where images are resized, files of any size may come.
+        self.small_images = not manifest.resize and channels * height * width <= SMALL_VALUES
         self._batcher = Batcher(
-            self._judge,
             max_batch_size=settings.max_batch_size,
             max_wait_seconds=settings.max_wait_seconds,
             capacity=settings.queue_capacity,
-            on_batch=metrics.batch_started,
+            observer=metrics,
         )
-        metrics.queue_depth.set_function(lambda: self._batcher.depth)
-        metrics.model_activated(self.name, self.version, screener.false_alarm_rate, screener.detectors)
+        self._workers = WorkerPool(
+            _plans(bundle, manifest, settings),
+            self._batcher,
+            metrics,
+            timeout_seconds=settings.inference_timeout_seconds,
+        )
+        self._threads = ThreadPoolExecutor(max_workers=available_cpus(), thread_name_prefix="lgm-decode")
+        self._preparing = 0
+        self._most_preparing = settings.queue_capacity
 
     @classmethod
-    def load(cls, settings: Settings, metrics: Metrics) -> "Engine":
-        """Load, warm and self-test the bundle of the settings. Raises BundleError, SettingsError."""
+    async def load(cls, bundle: Path, *, settings: Settings, metrics: Metrics) -> "Engine":
+        """A bundle in workers that are warm and have tested themselves. Raises BundleError, SettingsError."""
         started = time.monotonic()
-        screener = load_bundle(settings.bundle, device=str(_device(settings.device)))
-        screener.self_test()
-        _warm(screener, settings.max_batch_size)
-        logger.info(
-            "bundle %s %s is ready on %s after %.1f s",
-            screener.name,
-            screener.version,
-            screener.device,
-            time.monotonic() - started,
-        )
-        return cls(screener, settings=settings, metrics=metrics)
+        manifest = await asyncio.to_thread(load_manifest, bundle)
+        engine = cls(bundle, manifest, settings=settings, metrics=metrics)
+        await engine._workers.start()
+        seconds = time.monotonic() - started
+        logger.info("bundle %s %s is ready after %.1f s", engine.name, engine.version, seconds)
+        return engine
 
     @property
     def name(self) -> str:
-        return self._screener.name
+        return self.manifest.name
 
     @property
     def version(self) -> str:
-        return self._screener.version
+        return self.manifest.version
 
     @property
     def labels(self) -> tuple[str, ...]:
-        return self._screener.labels
+        return self.manifest.labels
 
     @property
-    def image_format(self) -> ImageFormat:
-        return self._screener.image_format
+    def detectors(self) -> tuple[str, ...]:
+        return self.manifest.detectors
+
+    @property
+    def false_alarm_rate(self) -> float:
+        return self.manifest.false_alarm_rate
 
     @property
     def alive(self) -> bool:
-        return self._batcher.alive
+        """Whether a worker is up."""
+        return self._batcher.num_devices > 0
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers are up."""
+        return self._batcher.num_devices
+
+    @property
+    def worker_pids(self) -> list[int]:
+        return self._workers.pids
+
+    @property
+    def depth(self) -> int:
+        """Images that wait for a device."""
+        return self._batcher.depth
+
+    def check_room(self) -> None:
+        """Raises OverloadedError, NotReadyError where not even one image more would be taken."""
+        self._batcher.check_room()
 
     async def prepare(self, work: Callable[[], Prepared]) -> Prepared:
         """Run decoding on the pool. Raises OverloadedError where too much waits for it."""
@@ -84,38 +121,60 @@ class Engine:
             raise OverloadedError(f"{self._preparing} requests wait to be decoded, the limit")
         self._preparing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         finally:
             self._preparing -= 1
 
-    async def screen(self, images: Tensor) -> Judgements:
-        """Judge images (n, c, h, w) in [0, 1]; cancelling drops what has not reached the device."""
-        return await asyncio.wrap_future(self._batcher.submit(images))
+    async def screen(
+        self,
+        images: Tensor | NDArray[np.generic],
+        deadline: float | None = None,
+        *,
+        abandoned: Callable[[], bool] = _stays,
+    ) -> Judgements:
+        """Judge images (n, c, h, w) in [0, 1]; cancelling drops what has not reached the device.
 
-    def close(self) -> None:
-        self._batcher.close()
-        self._pool.shutdown(cancel_futures=True)
+        deadline: in time.monotonic() seconds. abandoned: whether the caller has gone, asked before late work starts.
+        """
+        array = _float_array(images)
+        if array.shape[1:] != self.image_format.shape or len(array) == 0:
+            expected = f"(n >= 1, {', '.join(map(str, self.image_format.shape))})"
+            raise InvalidInputError(FieldFault("images", f"must have shape {expected}, got {array.shape}"))
+        return await self._batcher.submit(
+            array, deadline=math.inf if deadline is None else deadline, abandoned=abandoned
+        )
 
-    def _judge(self, images: Tensor) -> Judgements:
-        started = time.monotonic()
-        judgements = Judgements.of(self._screener.screen(images))
-        if not np.isfinite(judgements.log_likelihood).all():
-            raise InferenceError("the model gave a likelihood that is not finite")
-        self._metrics.batch_judged(judgements, time.monotonic() - started)
-        return judgements
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SettingsError(f"device: {name} is not available here ({torch.cuda.device_count()} CUDA devices)")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SettingsError("device: mps is not available here")
-    return device
+    async def close(self) -> None:
+        """Answer what was taken, then end the workers."""
+        await self._batcher.drain()
+        await self._workers.stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _warm(screener: Screener, max_batch_size: int) -> None:
-    """Run the sizes that batches grow through, so that no request pays for a first time."""
-    sizes = {max_batch_size} | {2**power for power in range(max_batch_size.bit_length())}
-    for size in sorted(sizes):
-        screener.screen(torch.zeros(size, *screener.image_format.shape))
+def _float_array(images: Tensor | NDArray[np.generic]) -> Floats:
+    array = images.numpy(force=True) if isinstance(images, Tensor) else images
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _plans(bundle: Path, manifest: Manifest, settings: Settings) -> list[Plan]:
+    layout = Layout(
+        max_batch_size=settings.max_batch_size,
+        image_shape=manifest.image_shape,
+        num_classes=len(manifest.labels),
+        detectors=manifest.detectors,
+    )
+    return [
+        Plan(
+            bundle=bundle,
+            version=manifest.version,
+            device=device,
+            threads=settings.threads,
+            precision=settings.precision,
+            compiler=settings.compiler,
+            layout=layout,
+            log_format=settings.log_format,
+            log_level=settings.log_level,
+        )
+        for device in resolve_devices(settings.device)
+        for _ in range(settings.workers)
+    ]

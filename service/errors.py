@@ -18,6 +18,7 @@ class ServiceError(LGMGuardError):
     """Base of what the service answers with; `code` names the kind in answers and metrics."""
 
     code: ClassVar[str]
+    retry_after_seconds: int = 1
 
 
 class RequestError(ServiceError):
@@ -51,6 +52,10 @@ class InvalidInputError(RequestError):
 class OverloadedError(ServiceError):
     code = "overloaded"
 
+    def __init__(self, message: str, *, retry_after_seconds: int = 1):
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
 
 class NotReadyError(ServiceError):
     code = "not-ready"
@@ -60,8 +65,28 @@ class DeadlineError(ServiceError):
     code = "timeout"
 
 
+class AbandonedError(ServiceError):
+    """Whoever asked has gone; nobody reads this answer."""
+
+    code = "client-closed-request"
+
+
+class UnknownModelError(ServiceError):
+    code = "unknown-model"
+
+
+class ActivationError(ServiceError):
+    """A version that cannot be loaded, activated or unloaded; what served goes on serving."""
+
+    code = "activation-refused"
+
+
 class InferenceError(ServiceError):
     code = "inference-failed"
+
+
+class WorkerDiedError(InferenceError):
+    """The process that judged has ended over it."""
 
 
 class SettingsError(ConfigurationError):

@@ -87,6 +87,10 @@ class Metrics:
             buckets=LATENCIES,
             registry=self.registry,
         )
+        self.worker_up = Gauge("lgm_worker_up", "Worker processes that are ready to judge.", registry=self.registry)
+        self.worker_restarts = Counter(
+            "lgm_worker_restarts", "Worker processes started in place of others that died.", registry=self.registry
+        )
         self.model_info = Gauge(
             "lgm_model_info", "The model that serves; always 1.", ["name", "version"], registry=self.registry
         )
@@ -103,9 +107,13 @@ class Metrics:
         for histogram in (self.log_likelihood, self.p_value, self.detector_p_value):
             self.registry.register(histogram)
 
-    def model_activated(self, name: str, version: str, false_alarm_rate: float, detectors: Iterable[str]) -> None:
+    def models_active(self, models: Sequence[tuple[str, str]]) -> None:
+        """(name, version) of each that answers for its name now."""
         self.model_info.clear()
-        self.model_info.labels(name, version).set(1)
+        for name, version in models:
+            self.model_info.labels(name, version).set(1)
+
+    def default_model(self, *, false_alarm_rate: float, detectors: Iterable[str]) -> None:
         self.false_alarm_target.set(false_alarm_rate)
         for detector in detectors:
             self.detector_p_value.observe((), detector)

@@ -5,6 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.inference_protocol.schemas import InferenceRequest
 from service.problems import MEDIA_TYPE
 from service.schemas import PredictRequest
 
@@ -14,9 +15,10 @@ COMPONENTS = "#/components/schemas/{model}"
 def describe(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document["components"]["schemas"]
-    request = PredictRequest.model_json_schema(ref_template=COMPONENTS)
-    schemas.update(request.pop("$defs"))
-    schemas["PredictRequest"] = request
+    for request in (PredictRequest, InferenceRequest):
+        schema = request.model_json_schema(ref_template=COMPONENTS)
+        schemas.update(schema.pop("$defs"))
+        schemas[request.__name__] = schema
     for operations in document["paths"].values():
         for operation in operations.values():
             _name_problems(operation["responses"])

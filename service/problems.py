@@ -14,16 +14,19 @@ from service.errors import FieldFault, RequestError, ServiceError
 from service.runtime import Runtime
 
 MEDIA_TYPE = "application/problem+json"
-RETRY_AFTER_SECONDS = 1
 CLIENT_CLOSED_REQUEST = 499
 
 STATUSES: dict[type[ServiceError], int] = {
     errors.MalformedBodyError: 400,
+    errors.UnknownModelError: 404,
     errors.SlowBodyError: 408,
+    errors.ActivationError: 409,
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.InvalidInputError: 422,
+    errors.AbandonedError: CLIENT_CLOSED_REQUEST,
     errors.InferenceError: 500,
+    errors.WorkerDiedError: 500,
     errors.OverloadedError: 503,
     errors.NotReadyError: 503,
     errors.DeadlineError: 504,
@@ -33,9 +36,7 @@ STATUSES: dict[type[ServiceError], int] = {
 def add_handlers(app: FastAPI, runtime: Runtime) -> None:
     def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        runtime.metrics.rejected.labels(error.code).inc()
-        if isinstance(error, errors.InvalidInputError):
-            runtime.metrics.images.labels("rejected").inc(len(error.faults))
+        count(runtime, error)
         return of_service_error(request.scope, error)
 
     app.add_exception_handler(ServiceError, on_service_error)
@@ -43,10 +44,16 @@ def add_handlers(app: FastAPI, runtime: Runtime) -> None:
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
 
 
+def count(runtime: Runtime, error: ServiceError) -> None:
+    runtime.metrics.rejected.labels(error.code).inc()
+    if isinstance(error, errors.InvalidInputError):
+        runtime.metrics.images.labels("rejected").inc(len(error.faults))
+
+
 def of_service_error(scope: Scope, error: ServiceError) -> Response:
     status = STATUSES[type(error)]
     faults = error.faults if isinstance(error, RequestError) else ()
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == 503 else {}
+    headers = {"Retry-After": str(error.retry_after_seconds)} if status == 503 else {}
     return problem(scope, status, str(error), code=error.code, faults=faults, headers=headers)
 
 
@@ -66,7 +73,7 @@ def problem(
 ) -> Response:
     body = {
         "type": f"urn:lgm-guard:problem:{code}",
-        "title": HTTPStatus(status).phrase,
+        "title": "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase,
         "status": status,
         "detail": detail,
         "error": detail,

@@ -1,10 +1,13 @@
 """What one server process holds while it runs."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from service.engine import Engine
 from service.errors import NotReadyError
 from service.metrics import Metrics
+from service.registry import Registry
 from service.settings import Settings
 
 
@@ -12,20 +15,35 @@ from service.settings import Settings
 class Runtime:
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
-    engine: Engine | None = None
+    registry: Registry = field(init=False)
+    loading: asyncio.Task[None] | None = None
     draining: bool = False
 
-    def active_engine(self) -> Engine:
-        """The engine that answers now. Raises NotReadyError before it is loaded."""
-        if self.engine is None:
-            raise NotReadyError("the model is not loaded yet")
-        return self.engine
+    def __post_init__(self) -> None:
+        self.registry = Registry(self.settings, self.metrics)
+
+    def start(self) -> None:
+        """Begin to load the default model; meanwhile the process is alive and not ready."""
+        self.loading = asyncio.create_task(self.registry.load_default())
+
+    async def close(self) -> None:
+        """Answer all that was taken and end every worker."""
+        self.draining = True
+        if self.loading is not None:
+            self.loading.cancel()
+            with suppress(BaseException):  # whoever started it has been told
+                await self.loading
+        await self.registry.close()
+
+    def engine_for(self, name: str | None = None, version: str | None = None) -> Engine:
+        """A loaded version; by default the default model's active one. Raises UnknownModelError, NotReadyError."""
+        return self.registry.engine_for(name, version)
 
     def check_ready(self) -> Engine:
         """Raises NotReadyError unless new traffic should be sent here."""
         if self.draining:
             raise NotReadyError("the service is shutting down")
-        engine = self.active_engine()
+        engine = self.engine_for()
         if not engine.alive:
-            raise NotReadyError("the model's worker has stopped")
+            raise NotReadyError("the model's worker is being restarted")
         return engine

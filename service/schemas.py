@@ -1,9 +1,10 @@
 """The shapes of requests and answers, as OpenAPI tells them."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+State = Literal["active", "loaded", "available"]
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -75,6 +76,23 @@ class Health(BaseModel):
 class Readiness(BaseModel):
     status: str
     model: Model
+
+
+class ModelVersion(BaseModel):
+    version: str = Field(description="Digest of the bundle's content.")
+    state: State
+    accuracy: float | None = Field(description="Measured on test images when it was made, if it was.")
+    false_alarm_rate: float = Field(description="The promised share of clean images flagged at most.")
+
+
+class NamedModel(BaseModel):
+    name: str
+    versions: list[ModelVersion]
+
+
+class Versions(BaseModel):
+    models: list[NamedModel]
+    refused: dict[str, str] = Field(description="Folders that hold no sound bundle, and why.")
 
 
 class Index(BaseModel):

@@ -4,32 +4,36 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from types import FrameType
+from typing import Any
 
 import torch
 import uvicorn
 
+from detectors.bundle import load_manifest
 from service.app import create_app
-from service.engine import Engine
+from service.devices import resolve_devices
 from service.errors import SettingsError
 from service.logs import configure_logs
 from service.runtime import Runtime
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+ListenGrpc = Callable[[Runtime], Awaitable[tuple[Any, int]]]
 KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's, so that it is the proxy that closes
 
 
 def serve(settings: Settings) -> None:
-    """Serve until told to stop. Raises SettingsError, BundleError before anything is served."""
+    """Serve until told to stop. Raises SettingsError, BundleError, the first of them before anything listens."""
     configure_logs(style=settings.log_format, level=settings.log_level)
-    torch.set_num_threads(settings.threads)
-    with ExitStack() as on_exit:
-        listener = on_exit.enter_context(_bind(settings))
+    torch.set_num_threads(1)  # the network runs elsewhere
+    listen_grpc = _grpc_listener(settings)
+    resolve_devices(settings.device)
+    load_manifest(settings.bundle)
+    with _bind(settings) as listener:
         runtime = Runtime(settings=settings)
-        runtime.engine = Engine.load(settings, runtime.metrics)
-        on_exit.callback(runtime.engine.close)
         config = uvicorn.Config(
             create_app(settings, runtime=runtime),
             log_config=None,
@@ -38,32 +42,61 @@ def serve(settings: Settings) -> None:
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
         )
-        Server(config, runtime).run(sockets=[listener])
+        server = Server(config, runtime, listen_grpc)
+        server.run(sockets=[listener])
+    if server.failure is not None:
+        raise server.failure
 
 
 class Server(uvicorn.Server):
     """uvicorn's, but: not ready first, then a moment of serving on, then closed and drained; exit status 0."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime):
+    def __init__(self, config: uvicorn.Config, runtime: Runtime, listen_grpc: ListenGrpc | None):
         super().__init__(config)
         self._runtime = runtime
+        self.failure: BaseException | None = None
+        self._listen_grpc = listen_grpc
+        self._grpc: Any = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._listen_grpc is not None:
+            self._grpc, _ = await self._listen_grpc(self._runtime)
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+        if self._runtime.loading is not None:
+            self._runtime.loading.add_done_callback(self._check_loaded)
+
+    def _check_loaded(self, loading: asyncio.Task[None]) -> None:
+        """A service that can never be ready ends."""
+        if not loading.cancelled() and loading.exception() is not None:
+            self.failure = loading.exception()
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._runtime.draining = True
-        logger.info("shutting down: no longer ready, serving on for %g s", self._runtime.settings.drain_seconds)
-        await asyncio.sleep(self._runtime.settings.drain_seconds)
+        if self.failure is None:
+            logger.info("shutting down: no longer ready, serving on for %g s", self._runtime.settings.drain_seconds)
+            await asyncio.sleep(self._runtime.settings.drain_seconds)
+        if self._grpc is not None:  # refuses new calls and ends those that run
+            await self._grpc.stop(self._runtime.settings.shutdown_timeout_seconds)
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn's own would raise the signal again after the drain, and end with its status.
         self.force_exit = self.should_exit and sig == signal.SIGINT
         self.should_exit = True
+
+
+def _grpc_listener(settings: Settings) -> ListenGrpc | None:
+    if settings.grpc_port is None:
+        return None
+    try:
+        from service.inference_protocol import grpc_server
+    except ImportError as error:
+        raise SettingsError(f"grpc_port: {error.name} is missing; pip install 'lgm-guard[grpc]'") from None
+    return grpc_server.listen
 
 
 def _bind(settings: Settings) -> socket.socket:

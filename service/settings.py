@@ -19,6 +19,19 @@ MEBIBYTE = 1024 * 1024
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
+MOST_DEFAULT_WORKERS = 4
+
+
+def _default_workers(given: dict[str, Any]) -> int:
+    """Processes of one thread each keep to their processors; threads that wait for each other suffer from others."""
+    return min(MOST_DEFAULT_WORKERS, available_cpus()) if given.get("device", "cpu") == "cpu" else 1
+
+
+def _default_threads(given: dict[str, Any]) -> int:
+    workers: int = given.get("workers", available_cpus())
+    return max(1, available_cpus() // workers)
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
@@ -26,18 +39,39 @@ class Settings(BaseSettings):
 
     config: Path | None = Field(default=None, description="TOML file with any of these settings.")
     bundle: Path = Field(default=SHIPPED_BUNDLE, description="Folder of the bundle to serve.")
+    models: Path | None = Field(
+        default=None, description="Folder of further bundles, one a subfolder, that can be loaded and activated."
+    )
     host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
     port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    grpc_port: int | None = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        description="Port of the gRPC server; 0 takes a free one, without it there is none.",
+    )
     device: str = Field(
         default="cpu",
-        pattern=r"^(cpu|mps|cuda(:\d+)?)$",
-        description="Where the network runs: cpu, cuda, cuda:N, mps.",
+        pattern=r"^(cpu|mps|cuda(:\d+)?(,cuda:\d+)*)$",
+        description="Where the network runs: cpu, mps, cuda (every device), cuda:N, or several by comma.",
+    )
+    workers: int = Field(
+        default_factory=_default_workers,
+        ge=1,
+        le=256,
+        description="Processes that judge, on each device; by default one a processor, at most 4; one on a GPU.",
     )
     threads: int = Field(
-        default_factory=available_cpus,
+        default_factory=_default_threads,
         ge=1,
         le=1024,
-        description="Processor threads of the network; by default what the container may use.",
+        description="Processor threads of each worker; by default the container's shared among them.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the backbone; scores are float32 always."
+    )
+    compiler: Literal["none", "inductor"] = Field(
+        default="none", description="What compiles the backbone at start; inductor is torch.compile's."
     )
     max_batch_size: int = Field(default=64, ge=1, le=4096, description="Most images judged at once.")
     max_wait_seconds: Seconds = Field(
@@ -55,6 +89,9 @@ class Settings(BaseSettings):
     )
     request_timeout_seconds: Seconds = Field(
         default=30, gt=0, le=3600, description="Longest that a body may take to arrive, and then its answer."
+    )
+    inference_timeout_seconds: Seconds = Field(
+        default=30, gt=0, le=3600, description="Longest that one batch may take before its worker is replaced."
     )
     policy: Literal["flag", "withhold"] = Field(
         default="flag", description="Whether a flagged image's label is answered or withheld."

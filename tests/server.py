@@ -19,7 +19,8 @@ class Server:
         self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, object]] = []
         self.url = ""
-        self._listening = threading.Event()
+        self.grpc_address = ""  # known before the url, where there is a gRPC server
+        self._listening, self._ready = threading.Event(), threading.Event()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -27,6 +28,11 @@ class Server:
         assert self._listening.wait(TIMEOUT), "it did not start in time"
         assert self.url, self.lines
         return self.url
+
+    def await_ready(self) -> str:
+        """Its address, once it takes traffic."""
+        assert self._ready.wait(TIMEOUT), self.lines
+        return self.await_url()
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -39,7 +45,11 @@ class Server:
         with self.process.stderr as stream:
             for line in stream:
                 self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+                if found := re.fullmatch(r"listening for gRPC on (\S+)", str(self.lines[-1]["message"])):
+                    self.grpc_address = found[1]
                 if found := re.fullmatch(r"listening on (http://\S+)", str(self.lines[-1]["message"])):
                     self.url = found[1]
                     self._listening.set()
+                if str(self.lines[-1]["message"]).endswith("is active"):
+                    self._ready.set()
         self._listening.set()

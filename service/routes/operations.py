@@ -15,6 +15,7 @@ LINKS = {
     "alive": "/healthz",
     "ready": "/readyz",
     "metrics": "/metrics",
+    "inference protocol": "/v2",
 }
 
 router = APIRouter(tags=["operations"])

@@ -1,6 +1,6 @@
 """POST /v1/predict."""
 
-import asyncio
+import time
 from functools import partial
 from typing import Any
 
@@ -8,17 +8,27 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from service.answers import answer
+from service.deadlines import HEADER, deadline_of
 from service.decoding import Batch, Limits
+from service.disconnects import hung_up
 from service.engine import Engine
 from service.errors import DeadlineError
 from service.forms import Decode, decoder_for, read_body
-from service.judgements import Judgements
 from service.routes.context import runtime_of
 from service.schemas import PredictResponse, Problem
 from service.settings import Settings
 
 router = APIRouter(tags=["prediction"])
 
+INLINE_BYTES = 16 * 1024  # a body that is decoded in less time than handing it to another thread takes
+
+DEADLINE = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "Milliseconds from now after which the answer is of no use; then it is 504.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+}
 FILE = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
@@ -49,16 +59,21 @@ REQUEST_BODY: dict[str, Any] = {
     summary="Label, likelihood and verdict of images",
     response_model=PredictResponse,
     responses={status: {"model": Problem} for status in (400, 408, 413, 415, 422, 500, 503, 504)},
-    openapi_extra={"requestBody": REQUEST_BODY},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [DEADLINE]},
 )
 async def predict(request: Request) -> Response:
     """Send an image file, several in a form, or JSON. A bad image among several fails alone, in its place."""
     runtime = runtime_of(request)
-    engine, settings = runtime.active_engine(), runtime.settings
+    settings = runtime.settings
+    runtime.engine_for().check_room()  # before anything is read, let alone decoded
+    deadline = deadline_of(request.headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
     decode = decoder_for(request.headers.get("content-type", ""))
     body = await read_body(request, timeout_seconds=settings.request_timeout_seconds)
-    batch, judgements = await _judge(engine, decode, body, settings)
-    runtime.metrics.images.labels("rejected").inc(len(batch.faults))
+    engine = runtime.engine_for()  # again: another may be active by now
+    batch = await _decode(engine, decode, body, settings, deadline)
+    judgements = await engine.screen(batch.images, deadline, abandoned=hung_up(request.receive))
+    if batch.faults:
+        runtime.metrics.images.labels("rejected").inc(len(batch.faults))
     content = answer(
         batch,
         judgements,
@@ -69,15 +84,18 @@ async def predict(request: Request) -> Response:
     return Response(to_json(content), media_type="application/json")
 
 
-async def _judge(engine: Engine, decode: Decode, body: bytes, settings: Settings) -> tuple[Batch, Judgements]:
+async def _decode(engine: Engine, decode: Decode, body: bytes, settings: Settings, deadline: float) -> Batch:
     limits = Limits(
         image_format=engine.image_format,
         max_pixels=settings.max_pixels,
         max_instances=settings.max_instances,
     )
-    try:
-        async with asyncio.timeout(settings.request_timeout_seconds):
-            batch = await engine.prepare(partial(decode, body, limits))
-            return batch, await engine.screen(batch.images)
-    except TimeoutError:
-        raise DeadlineError(f"no answer within {settings.request_timeout_seconds:g} s, the limit") from None
+    if len(body) <= INLINE_BYTES and engine.small_images:
+        return decode(body, limits)
+    return await engine.prepare(partial(_decode_in_time, decode, body, limits, deadline))
+
+
+def _decode_in_time(decode: Decode, body: bytes, limits: Limits, deadline: float) -> Batch:
+    if time.monotonic() >= deadline:
+        raise DeadlineError("no answer before the deadline")
+    return decode(body, limits)

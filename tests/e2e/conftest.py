@@ -8,9 +8,15 @@ from tests.server import Server
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
-    server = Server("--threads", "1", "--drain-seconds", "0")
+def shipped_server() -> Iterator[Server]:
+    server = Server("--workers", "1", "--drain-seconds", "0", "--grpc-port", "0")
     try:
-        yield server.await_url()
+        server.await_ready()
+        yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="module")
+def url(shipped_server: Server) -> str:
+    return shipped_server.url

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from model.config import parse_config
-from tests.server import TIMEOUT
+from tests.server import TIMEOUT, Server
 
 REPOSITORY = Path(__file__).parents[2]
 READMES = ["README.md", "model/README.md", "detectors/README.md", "service/README.md"]
@@ -30,7 +30,9 @@ def run(command: str, url: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("code", [block for readme in READMES for block in blocks(readme, "python")])
-def test_python_runs(code: str) -> None:
+def test_python_runs(code: str, shipped_server: Server) -> None:
+    address = shipped_server.url.removeprefix("http://")
+    code = code.replace("127.0.0.1:8000", address).replace("127.0.0.1:8001", shipped_server.grpc_address)
     exec(compile(code, "README", "exec"), {"__name__": "readme"})
 
 
@@ -61,12 +63,22 @@ def assert_alike(found: object, shown: object) -> None:
 
 
 def test_the_services_commands_work(url: str) -> None:
-    commands = [block for block in blocks("service/README.md", "bash") if block.startswith("curl")]
+    commands = [block for block in blocks("service/README.md", "bash") if "/v1/predict" in block]
     assert len(commands) == 3
     for command in commands:
         predictions = run(command, url)["predictions"]
         assert isinstance(predictions, list)
         assert predictions[0]["label"] == "7"
+
+
+def test_the_protocols_commands_work(url: str) -> None:
+    commands = [block for block in blocks("service/README.md", "bash") if "/v2/models" in block]
+    assert len(commands) == 2
+    answers = [run(command, url) for command in commands]
+    for answer in answers:
+        assert answer["model_name"] == "mnist"
+        assert [output["data"] for output in answer["outputs"] if output["name"] == "flagged"] == [[True]]
+    assert [len(answer["outputs"]) for answer in answers] == [3, 7]
 
 
 def test_the_configuration_shown_is_one() -> None:

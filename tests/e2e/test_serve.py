@@ -20,7 +20,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.fixture
 def server(digits_bundle: Path) -> Iterator[Server]:
-    server = Server("--bundle", str(digits_bundle), "--threads", "1", "--drain-seconds", "1")
+    server = Server("--bundle", str(digits_bundle), "--drain-seconds", "1")
     yield server
     if server.process.poll() is None:
         server.process.kill()
@@ -40,7 +40,7 @@ def digit_files(digits_checkpoint: Checkpoint) -> list[bytes]:
 def test_from_start_to_end(
     server: Server, digit_files: list[bytes], digits_screener: Screener, digits_checkpoint: Checkpoint
 ):
-    with httpx.Client(base_url=server.await_url(), timeout=TIMEOUT) as client:
+    with httpx.Client(base_url=server.await_ready(), timeout=TIMEOUT) as client:
         assert client.get("/readyz").json()["model"]["version"] == digits_screener.version
         answers = [
             client.post("/v1/predict", content=file, headers={"content-type": "image/png"}).json()
@@ -60,7 +60,7 @@ def test_from_start_to_end(
 
 
 def test_sigterm_under_load_fails_no_request(server: Server, digit_files: list[bytes]):
-    url = server.await_url()
+    url = server.await_ready()
     sending = threading.Semaphore(0)
 
     def send_until_not_ready(worker: int) -> list[int]:

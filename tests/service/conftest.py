@@ -1,9 +1,10 @@
-"""A running app over the digits bundle, sample images, and a gate that holds the device."""
+"""A running app over the digits bundle with a real worker process, which can be held; sample images."""
 
 import io
-import threading
+import os
+import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from torch import Tensor
 
-from detectors import Screener, load_bundle
+from detectors import Screener
 from model.checkpoint import Checkpoint
 from model.data import load_splits, to_unit
 from service.app import create_app
-from service.engine import Engine
 from service.runtime import Runtime
 from service.settings import Settings, load_settings
 
@@ -30,29 +30,17 @@ def png(image: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-class Gate:
-    """Holds whoever passes until opened; tells when somebody stands before it."""
-
-    def __init__(self) -> None:
-        self._reached = threading.Semaphore(0)
-        self._open = threading.Event()
-
-    def pass_through(self, *arguments: object) -> None:
-        self._reached.release()
-        assert self._open.wait(30), "nobody opened the gate"
-
-    def await_arrival(self) -> None:
-        assert self._reached.acquire(timeout=30), "nobody came to the gate"
-
-    def open(self) -> None:
-        self._open.set()
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    gate = Gate()
-    yield gate
-    gate.open()
+@contextmanager
+def workers_held(client: TestClient) -> Iterator[list[int]]:
+    """Meanwhile the worker processes stand still: what they are sent waits on the device."""
+    pids = client.app.state.runtime.engine_for().worker_pids
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pids
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture(scope="session")
@@ -68,37 +56,38 @@ def digit_files(digits_images: Tensor) -> list[bytes]:
 
 @pytest.fixture(scope="session")
 def settings(digits_bundle: Path) -> Settings:
-    return load_settings(bundle=digits_bundle, threads=1, max_batch_size=8)
+    return load_settings(bundle=digits_bundle, workers=1, threads=1, max_batch_size=8)
 
 
 @pytest.fixture
 def make_client(digits_bundle: Path, settings: Settings) -> Iterator[MakeClient]:
-    """Makes a client of an app with these settings on top, over a given screener or the bundle."""
+    """Makes a client of an app with these settings on top, whose model is loaded."""
     with ExitStack() as stack:
 
-        def make(*, screener: Screener | None = None, **given: object) -> TestClient:
-            chosen = load_settings(**{**settings.model_dump(), **given})
-            runtime = Runtime(settings=chosen)
-            if screener is not None:
-                runtime.engine = Engine(screener, settings=chosen, metrics=runtime.metrics)
-                stack.callback(runtime.engine.close)
-            app = create_app(chosen, runtime=runtime)
-            return stack.enter_context(TestClient(app, raise_server_exceptions=True))
+        def make(**given: object) -> TestClient:
+            return stack.enter_context(ready_client(load_settings(**{**settings.model_dump(), **given})))
 
         yield make
 
 
-@pytest.fixture(scope="session")
-def client(settings: Settings) -> Iterator[TestClient]:
-    """An app that loaded its bundle itself, as in production."""
-    with TestClient(create_app(settings)) as client:
+@contextmanager
+def ready_client(settings: Settings) -> Iterator[TestClient]:
+    runtime = Runtime(settings=settings)
+
+    async def loaded() -> None:
+        assert runtime.loading is not None
+        await runtime.loading
+
+    with TestClient(create_app(settings, runtime=runtime)) as client:
+        assert client.portal is not None
+        client.portal.call(loaded)
         yield client
 
 
-@pytest.fixture
-def own_screener(digits_bundle: Path) -> Screener:
-    """A screener that a test may spoil."""
-    return load_bundle(digits_bundle)
+@pytest.fixture(scope="session")
+def client(settings: Settings) -> Iterator[TestClient]:
+    with ready_client(settings) as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -1,18 +1,18 @@
 """The lgm command: what the caller does wrong is one line and exit status 2."""
 
 import logging
-import shutil
 import socket
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from detectors import Screener, load_bundle
 from model.errors import DataError
 from service import cli
 from service.cli import OneLineErrors, app
 from service.settings import Settings, option
+from tests.bundles import changed, with_other_scores
+from tests.server import TIMEOUT, Server
 
 runner = CliRunner()
 
@@ -77,24 +77,29 @@ def test_a_bundle_that_is_not_there(tmp_path):
     check_one_line(result, "nothing/bundle.json cannot be read")
 
 
-@pytest.mark.parametrize("name", ["bundle.json", "network.safetensors", "detectors.safetensors"])
+def test_a_changed_manifest_is_refused_by_name(digits_bundle, tmp_path):
+    bundle = changed(digits_bundle, tmp_path / "broken", "bundle.json")
+    check_one_line(runner.invoke(app, ["serve", "--port", "0", "--bundle", str(bundle)]), "broken/bundle.json")
+
+
+def check_ended(bundle, *parts: str) -> None:
+    """What only a worker finds out comes after the server has begun to listen: the last line says it."""
+    server = Server("--bundle", str(bundle), "--workers", "1")
+    assert server.process.wait(TIMEOUT) == 2
+    server.stop()
+    last = str(server.lines[-1]["message"])
+    assert last.startswith("error: ")
+    for part in parts:
+        assert part in last
+
+
+@pytest.mark.parametrize("name", ["network.safetensors", "detectors.safetensors"])
 def test_a_bundle_with_one_byte_changed_is_refused_by_name(digits_bundle, tmp_path, name):
-    bundle = shutil.copytree(digits_bundle, tmp_path / "broken")
-    content = bytearray((bundle / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (bundle / name).write_bytes(content)
-    check_one_line(runner.invoke(app, ["serve", "--port", "0", "--bundle", str(bundle)]), f"broken/{name}")
+    check_ended(changed(digits_bundle, tmp_path / "broken", name), f"broken/{name} was changed")
 
 
-def test_a_bundle_that_does_not_reproduce_its_scores(digits_bundle, monkeypatch):
-    def load_spoilt(*arguments, **options) -> Screener:
-        screener = load_bundle(*arguments, **options)
-        screener.network.mixture.means.mul_(2)
-        return screener
-
-    monkeypatch.setattr("service.engine.load_bundle", load_spoilt)
-    result = runner.invoke(app, ["serve", "--port", "0", "--bundle", str(digits_bundle)])
-    check_one_line(result, "does not reproduce its reference scores")
+def test_a_bundle_that_does_not_reproduce_its_scores(digits_bundle, tmp_path):
+    check_ended(with_other_scores(digits_bundle, tmp_path / "other"), "does not reproduce its reference scores")
 
 
 def test_a_device_that_is_not_there(digits_bundle):

@@ -29,6 +29,8 @@ METRICS = {
     "lgm_batch_size_count": set(),
     "lgm_inference_duration_seconds_count": set(),
     "lgm_rejected_total": {"reason"},
+    "lgm_worker_up": set(),
+    "lgm_worker_restarts_total": set(),
     "lgm_model_info": {"name", "version"},
     "lgm_false_alarm_target_ratio": set(),
 }
@@ -171,15 +173,14 @@ def test_a_logged_failure_is_one_line_of_json():
 
 UNIMPORTABLE = """
 import sys
-unwanted = "detectors.evaluation torchattacks torchvision sklearn tensorboard torch.utils.tensorboard".split()
+unwanted = "detectors.evaluation torchattacks torchvision sklearn tensorboard torch.utils.tensorboard grpc".split()
 for name in unwanted:
     sys.modules[name] = None
 import service.cli, service.server
-from fastapi.testclient import TestClient
-from service.app import create_app
+from tests.service.conftest import ready_client
 from service.settings import load_settings
 bundle, image = sys.argv[1:]
-with TestClient(create_app(load_settings(bundle=bundle, threads=1))) as client:
+with ready_client(load_settings(bundle=bundle, workers=1)) as client:
     response = client.post("/v1/predict", content=open(image, "rb").read(), headers={"content-type": "image/png"})
     assert response.status_code == 200, response.text
 """

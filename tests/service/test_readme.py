@@ -21,7 +21,8 @@ def rows(heading: str) -> list[list[str]]:
 
 def told_default(name: str) -> str:
     default = Settings.model_fields[name].default
-    special = {"config": "none", "bundle": "the shipped one", "threads": "the container's"}
+    special = {"config": "none", "models": "none", "grpc_port": "none", "bundle": "the shipped one"}
+    special |= {"workers": "the container's", "threads": "the container's"}
     return special.get(name, f"`{default}`")
 
 
@@ -32,7 +33,8 @@ def test_the_settings_are_all_there_with_their_defaults():
 
 def test_the_metrics_are_all_there_with_their_labels():
     metrics = Metrics()
-    metrics.model_activated("name", "version", 0.01, ["likelihood"])
+    metrics.models_active([("name", "version")])
+    metrics.default_model(false_alarm_rate=0.01, detectors=["likelihood"])
     metrics.requests.labels("route", "200").inc()
     metrics.request_duration.labels("route").observe(1)
     metrics.rejected.labels("reason").inc()

@@ -18,7 +18,8 @@ def toml(tmp_path):
 def test_defaults_are_the_documented_ones():
     settings = load_settings()
     assert (settings.host, settings.port, settings.policy, settings.device) == ("127.0.0.1", 8000, "flag", "cpu")
-    assert settings.threads == available_cpus()
+    assert settings.workers == min(4, available_cpus())
+    assert settings.threads == available_cpus() // settings.workers
     assert settings.bundle.parts[-3:] == ("detectors", "bundles", "mnist")
 
 
@@ -66,7 +67,12 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
     [
         ("port", "-1"),
         ("device", "gpu"),
+        ("device", "cuda,cpu"),
+        ("workers", "0"),
         ("threads", "0"),
+        ("precision", "float16"),
+        ("compiler", "gcc"),
+        ("inference_timeout_seconds", "0"),
         ("max_batch_size", "0"),
         ("max_wait_seconds", "nan"),
         ("max_wait_seconds", "2"),

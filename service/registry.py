@@ -1,0 +1,154 @@
+"""The versions that are here: which are loaded, which of a name's versions answers, and which did before."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from detectors.bundle import MANIFEST, Manifest, load_manifest
+from model.errors import BundleError, LGMGuardError
+from service.engine import Engine
+from service.errors import ActivationError, NotReadyError, UnknownModelError
+from service.metrics import Metrics
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+Key = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offers:
+    """What lies in the settings' folders: bundles by name and version, and why others are none, by folder."""
+
+    bundles: dict[Key, tuple[Path, Manifest]]
+    faults: dict[str, str]
+
+
+class Registry:
+    """Engines by name and version. Switching is one assignment, so no request ever sees half of it."""
+
+    def __init__(self, settings: Settings, metrics: Metrics):
+        self._settings = settings
+        self._metrics = metrics
+        self._engines: dict[Key, Engine] = {}
+        self._active: dict[str, str] = {}
+        self._former: dict[str, str] = {}
+        self._default: str | None = None
+        self._changing = asyncio.Lock()
+        metrics.queue_depth.set_function(lambda: sum(engine.depth for engine in self._engines.values()))
+        metrics.worker_up.set_function(lambda: sum(engine.num_workers for engine in self._engines.values()))
+
+    async def load_default(self) -> None:
+        """Load and activate the bundle of the settings. Raises BundleError, SettingsError, WorkerDiedError."""
+        async with self._changing:
+            engine = await self._load_folder(self._settings.bundle)
+            self._default = engine.name
+            self._switch(engine)
+
+    def engine_for(self, name: str | None = None, version: str | None = None) -> Engine:
+        """A loaded version; by default the default model's active one. Raises UnknownModelError, NotReadyError."""
+        name = self._default if name is None else name
+        if name is None:
+            raise NotReadyError("the model is not loaded yet")
+        version = self._active.get(name) if version is None else version
+        engine = self._engines.get((name, version or ""))
+        if engine is None:
+            asked = name if version is None else f"{name} {version}"
+            raise UnknownModelError(f"no model {asked[:128]!r} is loaded here; GET /v1/models tells what there is")
+        return engine
+
+    def is_active(self, name: str, version: str) -> bool:
+        return self._active.get(name) == version
+
+    def is_loaded(self, name: str, version: str) -> bool:
+        return (name, version) in self._engines
+
+    async def offers(self) -> Offers:
+        """What could be loaded, read anew from the settings' folders."""
+        return await asyncio.to_thread(_find_offers, self._settings)
+
+    async def load(self, name: str, version: str) -> Engine:
+        """Make a version ready beside the others. Raises UnknownModelError, ActivationError with file and reason."""
+        async with self._changing:
+            return await self._load(name, version)
+
+    async def activate(self, name: str, version: str) -> Engine:
+        """Let it answer for its name, loaded first if need be. Raises as load does; then the former serves on."""
+        async with self._changing:
+            engine = await self._load(name, version)
+            self._switch(engine)
+            return engine
+
+    async def roll_back(self, name: str) -> Engine:
+        """Activate what was active before. Raises ActivationError where nothing was."""
+        self.engine_for(name)
+        former = self._former.get(name)
+        if former is None:
+            raise ActivationError(f"no other version of {name} was active before")
+        return await self.activate(name, former)
+
+    async def unload(self, name: str, version: str) -> None:
+        """Answer what it has taken, then end its workers. Raises UnknownModelError, ActivationError."""
+        async with self._changing:
+            engine = self.engine_for(name, version)
+            if self.is_active(name, version):
+                raise ActivationError(f"{name} {version} is active; activate another version first")
+            del self._engines[name, version]
+            await engine.close()
+
+    async def close(self) -> None:
+        async with self._changing:
+            engines, self._engines = tuple(self._engines.values()), {}
+            await asyncio.gather(*(engine.close() for engine in engines))
+
+    async def _load(self, name: str, version: str) -> Engine:
+        loaded = self._engines.get((name, version))
+        if loaded is not None:
+            return loaded
+        folder = await self._find(name, version)
+        try:
+            return await self._load_folder(folder)
+        except LGMGuardError as error:
+            logger.error("%s %s was not loaded: %s", name, version, error)
+            reason = str(error).replace(f"{folder.resolve().parent}/", "")  # where it lies is nobody's business
+            raise ActivationError(f"{name} {version} was not loaded: {reason}") from None
+
+    async def _load_folder(self, folder: Path) -> Engine:
+        engine = await Engine.load(folder.resolve(), settings=self._settings, metrics=self._metrics)
+        self._engines[engine.name, engine.version] = engine
+        return engine
+
+    async def _find(self, name: str, version: str) -> Path:
+        offers = await self.offers()
+        if (name, version) in offers.bundles:
+            return offers.bundles[name, version][0]
+        if offers.faults:
+            faults = "; ".join(f"{folder}: {reason}" for folder, reason in offers.faults.items())
+            raise ActivationError(f"no sound bundle here is {name[:64]} {version[:64]}; refused are: {faults}")
+        raise UnknownModelError(f"no bundle here is {name[:64]} {version[:64]}; GET /v1/models tells what there is")
+
+    def _switch(self, engine: Engine) -> None:
+        before = self._active.get(engine.name)
+        if before == engine.version:
+            return
+        if before is not None:
+            self._former[engine.name] = before
+        self._active[engine.name] = engine.version
+        logger.info("%s %s is active", engine.name, engine.version)
+        self._metrics.models_active(list(self._active.items()))
+        if engine.name == self._default:
+            self._metrics.default_model(false_alarm_rate=engine.false_alarm_rate, detectors=engine.detectors)
+
+
+def _find_offers(settings: Settings) -> Offers:
+    folders = [settings.bundle]
+    if settings.models is not None:
+        folders += sorted(path.parent for path in settings.models.glob(f"*/{MANIFEST}"))
+    bundles, faults = {}, {}
+    for folder in folders:
+        try:
+            manifest = load_manifest(folder)
+            bundles[manifest.name, manifest.version] = folder, manifest
+        except BundleError as error:
+            faults[folder.name] = str(error).replace(f"{folder.parent}/", "")
+    return Offers(bundles=bundles, faults=faults)

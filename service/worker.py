@@ -1,0 +1,149 @@
+"""The process that owns a device: loads a bundle, then judges the batches that it finds in its slab.
+
+Messages to it are the number of images in the slab; those it sends begin with a byte that says what they are.
+It ends when whoever feeds it does, however that happens.
+"""
+
+import logging
+import os
+import signal
+import struct
+import threading
+import time
+from dataclasses import dataclass
+from enum import IntEnum
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detectors import Screener, load_bundle
+from model.errors import BundleError, LGMGuardError
+from service.acceleration import Compiler, Precision, accelerate
+from service.devices import powers_of_two
+from service.errors import InferenceError
+from service.judgements import Judgements
+from service.logs import configure_logs
+from service.slab import Layout, Slab
+
+logger = logging.getLogger(__name__)
+COUNT = struct.Struct("<I")
+SECONDS = struct.Struct("<d")
+
+
+class Said(IntEnum):
+    READY = 1
+    REFUSED = 2  # the bundle cannot be served; why
+    JUDGED = 3  # how many seconds it took
+    FAILED = 4  # this batch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a worker is to do."""
+
+    bundle: Path
+    version: str
+    device: str
+    threads: int
+    precision: Precision
+    compiler: Compiler
+    layout: Layout
+    log_format: str
+    log_level: str
+
+
+def run(plan: Plan, connection: Connection) -> None:
+    """The process from its first to its last line; the first thing it is sent is the slab."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # they go to whole groups; it is the feeder that decides when to end
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    configure_logs(style="json" if plan.log_format == "json" else "console", level=plan.log_level)
+    torch.set_num_threads(plan.threads)
+    slab = Slab(recv_handle(connection), plan.layout)
+    try:
+        judge = Judge(load(plan), slab, pad=plan.device != "cpu" or plan.compiler != "none")
+        judge.warm()
+    except LGMGuardError as error:
+        connection.send_bytes(bytes([Said.REFUSED]) + str(error).encode())
+        return
+    connection.send_bytes(bytes([Said.READY]))
+    _serve(judge, connection)
+
+
+def _end_with_the_parent() -> None:
+    """A worker that hangs would not see that its connection has closed."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def load(plan: Plan) -> Screener:
+    """The bundle on its device, checked as it was saved and again as it will run. Raises BundleError."""
+    screener = load_bundle(plan.bundle, plan.device)
+    if screener.version != plan.version:
+        raise BundleError(f"{plan.bundle} is version {screener.version} by now; {plan.version} was asked for")
+    screener.self_test()
+    accelerate(screener, precision=plan.precision, compiler=plan.compiler)
+    if plan.precision == "float32":
+        screener.self_test()
+    return screener
+
+
+class Judge:
+    """Judges the first images of a slab. On a CPU any number of them; elsewhere padded to a power of two, since
+    every new size costs a compilation there and padding next to nothing.
+    """
+
+    def __init__(self, screener: Screener, slab: Slab, *, pad: bool):
+        self._screener = screener
+        self._slab = slab
+        self._sizes = powers_of_two(len(slab.images))
+        self._pad = pad
+        self._images = torch.from_numpy(slab.images)
+        if screener.device.type == "cuda":
+            _pin(self._images)
+
+    def warm(self) -> None:
+        """Run the sizes that batches grow through, so that no request pays for a first time."""
+        for size in self._sizes:
+            self(size)
+
+    def __call__(self, count: int) -> None:
+        size = next(size for size in self._sizes if size >= count) if self._pad else count
+        self._slab.images[count:size] = 0
+        images = self._images[:size].to(self._screener.device, non_blocking=True)
+        judgements = Judgements.of(self._screener.screen(images.contiguous(memory_format=torch.channels_last)))
+        judgements = judgements.rows(0, count)
+        if not np.isfinite(judgements.log_likelihood).all():
+            raise InferenceError("the model gave a likelihood that is not finite")
+        self._slab.write(judgements)
+
+
+def _pin(images: Tensor) -> None:
+    """Page-lock shared memory, so that copies to the device need not wait for each other."""
+    runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    status = int(runtime.cudaHostRegister(images.data_ptr(), images.nbytes, 0))
+    if status != 0:
+        logger.warning("the slab could not be pinned (CUDA error %d); copies to the device are slower", status)
+
+
+def _serve(judge: Judge, connection: Connection) -> None:
+    while True:
+        try:
+            (count,) = COUNT.unpack(connection.recv_bytes())
+        except EOFError:
+            return
+        started = time.monotonic()
+        try:
+            judge(count)
+        except Exception as error:
+            logger.exception("a batch of %d images failed", count)
+            connection.send_bytes(bytes([Said.FAILED]) + type(error).__name__.encode())
+        else:
+            connection.send_bytes(bytes([Said.JUDGED]) + SECONDS.pack(time.monotonic() - started))

@@ -1,0 +1,41 @@
+"""Bundles made from another one: damaged, wrong, or a version of its own."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load, save
+
+from detectors.bundle import CARD, MANIFEST, REFERENCE, _adapter, _content_digest, _serialise
+
+
+def changed(bundle: Path, copy: Path, name: str) -> Path:
+    """A copy with one byte of a file changed."""
+    shutil.copytree(bundle, copy)
+    content = bytearray((copy / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (copy / name).write_bytes(content)
+    return copy
+
+
+def with_other_scores(bundle: Path, copy: Path) -> Path:
+    """A sound bundle but for the scores that it promises to reproduce."""
+    reference = load((bundle / REFERENCE).read_bytes())
+    reference["log_likelihood"] += 1
+    return _with_file(bundle, copy, REFERENCE, save(reference))
+
+
+def with_other_card(bundle: Path, copy: Path, card: str) -> Path:
+    """Another version that judges alike."""
+    return _with_file(bundle, copy, CARD, card.encode())
+
+
+def _with_file(bundle: Path, copy: Path, name: str, content: bytes) -> Path:
+    shutil.copytree(bundle, copy)
+    (copy / name).write_bytes(content)
+    values = json.loads((copy / MANIFEST).read_bytes())
+    values["files"][name] = hashlib.sha256(content).hexdigest()
+    manifest = _adapter.validate_python(values)
+    (copy / MANIFEST).write_bytes(_serialise(manifest, _content_digest(manifest)))
+    return copy
