@@ -60,11 +60,13 @@ def graph_of(screener: Screener, sizes: Sequence[int]) -> Callable[[Tensor], Out
 
 
 def _examples(screener: Screener, count: int) -> Tensor:
-    """Clean images first, then ones in noise, so that there is something to flag."""
+    """Clean images in more and more noise, so that there is something to flag. None is clean: the scores of those
+    are the calibration's own, and rounding decides ties.
+    """
     assert screener.reference is not None
     clean = to_unit(screener.reference.images).to(screener.device)
     repeated = clean.repeat(1 + max(count, EXAMPLE_SIZE) // len(clean), 1, 1, 1)
-    strength = torch.linspace(0, 1, len(repeated), device=clean.device).view(-1, 1, 1, 1)
+    strength = torch.linspace(0.02, 1, len(repeated), device=clean.device).view(-1, 1, 1, 1)
     noise = torch.rand(repeated.shape, generator=torch.Generator().manual_seed(0)).to(clean.device)
     return torch.lerp(repeated, noise, strength).contiguous(memory_format=torch.channels_last)
 

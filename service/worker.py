@@ -24,7 +24,7 @@ from torch import Tensor
 from detectors import Screener, load_bundle
 from detectors.screener import check_images
 from model.errors import BundleError, LGMGuardError
-from service.acceleration import Compiler, Precision, accelerate
+from service.acceleration import Compiler, Precision, accelerate, check_low_precision
 from service.devices import powers_of_two
 from service.errors import InferenceError
 from service.graph import Verdict, graph_of
@@ -94,6 +94,8 @@ def load(plan: Plan) -> Screener:
     accelerate(screener, precision=plan.precision, compiler=plan.compiler)
     if plan.precision == "float32":
         screener.self_test()
+    else:
+        check_low_precision(screener)
     return screener
 
 
