@@ -8,9 +8,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detectors import Screener
 from model.backbones import Backbone
+from model.data import to_unit
+from model.errors import BundleError
 
 Precision = Literal["float32", "bfloat16"]
 Compiler = Literal["none", "inductor"]
+LOW_PRECISION_TOLERANCE = 1e-2  # relative, of log-likelihoods
 
 
 def accelerate(screener: Screener, *, precision: Precision, compiler: Compiler) -> None:
@@ -26,6 +29,20 @@ def accelerate(screener: Screener, *, precision: Precision, compiler: Compiler) 
         screener.network.backbone.tapped = torch.compile(  # type: ignore[method-assign]
             screener.network.backbone.tapped, dynamic=False
         )
+
+
+def check_low_precision(screener: Screener) -> None:
+    """Raises BundleError unless the reference images keep their class, and their likelihood to the tolerance."""
+    reference = screener.reference
+    if reference is None:
+        raise BundleError(f"bundle {screener.name} {screener.version} has no reference scores")
+    verdicts = screener.screen(to_unit(reference.images))
+    found, expected = verdicts.log_likelihood.cpu(), reference.log_likelihood
+    if not torch.equal(verdicts.class_index.cpu(), reference.class_index):
+        raise BundleError("in bfloat16 a predicted class differs; use precision float32")
+    if not torch.allclose(found, expected, rtol=LOW_PRECISION_TOLERANCE, atol=LOW_PRECISION_TOLERANCE):
+        worst = float((found - expected).abs().max())
+        raise BundleError(f"in bfloat16 log-likelihoods differ by up to {worst:.3g} nats; use precision float32")
 
 
 def fold_batch_norms(network: nn.Module) -> None:

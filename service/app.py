@@ -8,6 +8,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from service import problems
+from service.fast_routes import FastRoutes
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
 from service.routes import inference, models, operations, predict
@@ -26,6 +27,7 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.include_router(predict.router)
     app.include_router(inference.router)
     app.include_router(models.router)
+    app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Observation, runtime=runtime)
     app.add_middleware(RequestIdentity, runtime=runtime)

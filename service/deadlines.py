@@ -4,16 +4,16 @@ import time
 
 from service.errors import FieldFault, InvalidInputError
 
-HEADER = "x-deadline-ms"
+HEADER = b"x-deadline-ms"
 MOST_DIGITS = 9
 
 
-def deadline_of(header: str | None, *, limit_seconds: float) -> float:
+def deadline_of(header: bytes | None, *, limit_seconds: float) -> float:
     """In time.monotonic() seconds. Raises InvalidInputError for a header that is not a whole number above 0."""
     now = time.monotonic()
     if header is None:
         return now + limit_seconds
-    if not (header.isascii() and header.isdecimal() and len(header) <= MOST_DIGITS and int(header) > 0):
+    if not (header.isdigit() and len(header) <= MOST_DIGITS and int(header) > 0):
         limit = "must be a whole number of milliseconds from now, 1 to 999999999"
-        raise InvalidInputError(FieldFault(HEADER, limit))
+        raise InvalidInputError(FieldFault(HEADER.decode(), limit))
     return now + min(limit_seconds, int(header) / 1000)

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import torch
 from pydantic import FailFast, Strict, TypeAdapter, ValidationError
 from pydantic_core import from_json
-from torch import Tensor
 
 from model.errors import ImageError
 from model.images import ImageFormat, decode_image
 from service.errors import FieldFault, InvalidInputError, MalformedBodyError
+from service.judgements import Floats
 
 Raw = TypeVar("Raw")
 
@@ -39,7 +38,7 @@ class Batch:
     """The good images of a request, stacked in order, and the faults of the others by position."""
 
     size: int
-    images: Tensor
+    images: Floats
     faults: Mapping[int, FieldFault]
 
 
@@ -83,8 +82,8 @@ def _check_number(field: str, number: int, limit: int) -> None:
         raise InvalidInputError(FieldFault(field, f"{number} images given; the limit is {limit}"))
 
 
-def _gather(named: Iterable[tuple[str, Raw]], decode: Callable[[Raw], Tensor]) -> Batch:
-    images: list[Tensor] = []
+def _gather(named: Iterable[tuple[str, Raw]], decode: Callable[[Raw], Floats]) -> Batch:
+    images: list[Floats] = []
     faults: dict[int, FieldFault] = {}
     for position, (field, raw) in enumerate(named):
         try:
@@ -93,14 +92,16 @@ def _gather(named: Iterable[tuple[str, Raw]], decode: Callable[[Raw], Tensor]) -
             faults[position] = FieldFault(field, str(error))
     if not images:
         raise InvalidInputError(*faults.values())
-    return Batch(len(images) + len(faults), torch.stack(images), faults)
+    return Batch(len(images) + len(faults), images[0][np.newaxis] if len(images) == 1 else np.stack(images), faults)
 
 
-def _from_file(data: bytes, limits: Limits) -> Tensor:
-    return decode_image(data, limits.image_format, max_pixels=limits.max_pixels).float().div_(255)
+def _from_file(data: bytes, limits: Limits) -> Floats:
+    pixels = decode_image(data, limits.image_format, max_pixels=limits.max_pixels).numpy()
+    image: Floats = np.divide(pixels, 255, dtype=np.float32)
+    return image
 
 
-def _from_instance(raw: Any, limits: Limits) -> Tensor:
+def _from_instance(raw: Any, limits: Limits) -> Floats:
     if isinstance(raw, dict):
         return _from_file(_from_base64(raw), limits)
     if isinstance(raw, list):
@@ -118,7 +119,7 @@ def _from_base64(raw: dict[str, Any]) -> bytes:
         raise ImageError(f"b64 is not base64: {error}") from None
 
 
-def _from_nested(raw: list[Any], image_format: ImageFormat) -> Tensor:
+def _from_nested(raw: list[Any], image_format: ImageFormat) -> Floats:
     channels, height, width = image_format.shape
     expected = f"this model takes ({channels}, {height}, {width}): channels, height, width"
     try:
@@ -130,7 +131,7 @@ def _from_nested(raw: list[Any], image_format: ImageFormat) -> Tensor:
     if array.shape != image_format.shape:
         raise ImageError(f"has shape {array.shape}; {expected}")
     _check_range(array)
-    return torch.from_numpy(array.astype(np.float32))
+    return array.astype(np.float32)
 
 
 def _first_problem(error: ValidationError) -> str:

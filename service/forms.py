@@ -2,20 +2,21 @@
 
 import asyncio
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 
-from fastapi import Request
 from python_multipart.multipart import parse_options_header
+from starlette.types import Receive
 
 from service.decoding import Batch, Limits, decode_file, decode_files, decode_json
-from service.errors import FieldFault, MalformedBodyError, SlowBodyError, UnsupportedMediaError
+from service.errors import AbandonedError, FieldFault, MalformedBodyError, SlowBodyError, UnsupportedMediaError
 from service.multipart import read_files
 
 ACCEPTED = "image/* (an image file), multipart/form-data (field 'image'), application/json"
 Decode = Callable[[bytes, Limits], Batch]
 
 
-def decoder_for(content_type: str) -> Decode:
+@lru_cache(maxsize=64)
+def decoder_for(content_type: bytes) -> Decode:
     """Raises UnsupportedMediaError, and MalformedBodyError for multipart without boundary."""
     media_type, options = parse_options_header(content_type)
     if media_type.startswith(b"image/"):
@@ -28,12 +29,25 @@ def decoder_for(content_type: str) -> Decode:
     raise UnsupportedMediaError(FieldFault("content-type", f"{given} is not taken; send {ACCEPTED}"))
 
 
-async def read_body(request: Request, *, timeout_seconds: float) -> bytes:
+async def read_body(receive: Receive, *, timeout_seconds: float) -> bytes:
+    """Raises SlowBodyError, AbandonedError."""
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await request.body()
+            return await _read(receive)
     except TimeoutError:
         raise SlowBodyError(FieldFault("body", f"did not arrive within {timeout_seconds:g} s, the limit")) from None
+
+
+async def _read(receive: Receive) -> bytes:
+    chunks: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise AbandonedError("the caller has gone")
+        chunks.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _boundary(options: dict[bytes, bytes]) -> bytes:

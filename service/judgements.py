@@ -1,14 +1,9 @@
 """What is said of images, as arrays: cheap to cut into requests and to join again."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from detectors import Verdicts
 
 Floats = NDArray[np.float32]
 
@@ -28,20 +23,6 @@ class Judgements:
 
     def __len__(self) -> int:
         return len(self.class_index)
-
-    @classmethod
-    def of(cls, verdicts: Verdicts) -> "Judgements":
-        evidence = verdicts.evidence
-        return cls(
-            class_index=_array(verdicts.class_index),
-            probabilities=_array(verdicts.probabilities),
-            log_likelihood=_array(verdicts.log_likelihood),
-            p_value=_array(verdicts.p_value),
-            flagged=_array(verdicts.flagged),
-            detectors=tuple(evidence),
-            evidence_scores=_array(torch.stack([said.score for said in evidence.values()], dim=1)),
-            evidence_p_values=_array(torch.stack([said.p_value for said in evidence.values()], dim=1)),
-        )
 
     def rows(self, start: int, stop: int) -> "Judgements":
         return Judgements(
@@ -69,7 +50,3 @@ def join(parts: list[Judgements]) -> Judgements:
         np.concatenate([part.evidence_scores for part in parts]),
         np.concatenate([part.evidence_p_values for part in parts]),
     )
-
-
-def _array(values: Tensor) -> NDArray[Any]:
-    return values.numpy(force=True)

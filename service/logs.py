@@ -34,6 +34,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+# What each record would ask for and no line here tells (the logging module's own advice).
+logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+
+
 def configure_logs(*, style: Literal["console", "json"], level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter())

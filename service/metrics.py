@@ -6,7 +6,7 @@ from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, disable_created_metrics
 from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
@@ -16,31 +16,45 @@ P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6,
 NATS = (-1e6, -1e5, -1e4, -3000, -1000, -300, -100, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 50, 100, 300, 1000)
 LATENCIES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = tuple(2.0**power for power in range(13))
+MOST_PENDING = 256
 
 # Else a series more for each counter, which nobody reads.
 cast(Callable[[], None], disable_created_metrics)()
 
 
 class ArrayHistogram(Collector):
-    """A histogram that takes a whole array at once; prometheus-client's takes one value a call."""
+    """A histogram that takes whole arrays, and counts many at once: prometheus-client's pays for each value.
+
+    What was observed is kept as it came until there is enough of it or somebody looks.
+    """
 
     def __init__(self, name: str, documentation: str, bounds: Sequence[float], *, label: str | None = None):
         self._name, self._documentation, self._label = name, documentation, label
         self._bounds = np.asarray(bounds, dtype=np.float64)
         self._counts: dict[str, np.ndarray] = {}
         self._sums: dict[str, float] = {}
+        self._pending: dict[str, list[ArrayLike]] = {}
         self._lock = Lock()
         if label is None:
             self.observe(())
 
     def observe(self, values: ArrayLike, label_value: str = "") -> None:
-        array = np.asarray(values, dtype=np.float64)
-        counts = np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._bounds) + 1)
+        pending = self._pending.setdefault(label_value, [])
+        pending.append(values)
+        if len(pending) >= MOST_PENDING:
+            self._count_pending()
+
+    def _count_pending(self) -> None:
         with self._lock:
-            self._counts[label_value] = self._counts.get(label_value, 0) + counts
-            self._sums[label_value] = self._sums.get(label_value, 0.0) + float(array.sum())
+            pending, self._pending = self._pending, {}
+            for label_value, parts in pending.items():
+                array = np.concatenate(parts, dtype=np.float64)
+                counts = np.bincount(np.searchsorted(self._bounds, array), minlength=len(self._bounds) + 1)
+                self._counts[label_value] = self._counts.get(label_value, 0) + counts
+                self._sums[label_value] = self._sums.get(label_value, 0.0) + float(array.sum())
 
     def collect(self) -> Iterable[Metric]:
+        self._count_pending()
         labels = [self._label] if self._label else []
         family = HistogramMetricFamily(self._name, self._documentation, labels=labels)
         with self._lock:
@@ -60,12 +74,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter("lgm_requests", "Requests answered.", ["route", "status"], registry=self.registry)
-        self.request_duration = Histogram(
-            "lgm_request_duration_seconds",
-            "From a request's head to its answer's end.",
-            ["route"],
-            buckets=LATENCIES,
-            registry=self.registry,
+        self.request_duration = ArrayHistogram(
+            "lgm_request_duration_seconds", "From a request's head to its answer's end.", LATENCIES, label="route"
         )
         self.images = Counter("lgm_images", "Images by what became of them.", ["decision"], registry=self.registry)
         for decision in ("accepted", "flagged", "rejected"):
@@ -74,19 +84,9 @@ class Metrics:
             "lgm_rejected", "Requests refused, by the kind of problem.", ["reason"], registry=self.registry
         )
         self.queue_depth = Gauge("lgm_queue_depth", "Images that wait for the device.", registry=self.registry)
-        self.queue_wait = Histogram(
-            "lgm_queue_wait_seconds",
-            "A request's wait for its first batch.",
-            buckets=LATENCIES,
-            registry=self.registry,
-        )
-        self.batch_size = Histogram("lgm_batch_size", "Images in a batch.", buckets=SIZES, registry=self.registry)
-        self.inference_duration = Histogram(
-            "lgm_inference_duration_seconds",
-            "Judging one batch.",
-            buckets=LATENCIES,
-            registry=self.registry,
-        )
+        self.queue_wait = ArrayHistogram("lgm_queue_wait_seconds", "A request's wait for its first batch.", LATENCIES)
+        self.batch_size = ArrayHistogram("lgm_batch_size", "Images in a batch.", SIZES)
+        self.inference_duration = ArrayHistogram("lgm_inference_duration_seconds", "Judging one batch.", LATENCIES)
         self.worker_up = Gauge("lgm_worker_up", "Worker processes that are ready to judge.", registry=self.registry)
         self.worker_restarts = Counter(
             "lgm_worker_restarts", "Worker processes started in place of others that died.", registry=self.registry
@@ -104,8 +104,17 @@ class Metrics:
         self.detector_p_value = ArrayHistogram(
             "lgm_detector_p_value", "P-value of each detector.", P_VALUES, label="detector"
         )
-        for histogram in (self.log_likelihood, self.p_value, self.detector_p_value):
+        for histogram in [value for value in vars(self).values() if isinstance(value, ArrayHistogram)]:
             self.registry.register(histogram)
+        self._answered: dict[tuple[str, int], Counter] = {}
+        self._accepted, self._flagged = self.images.labels("accepted"), self.images.labels("flagged")
+
+    def request_answered(self, route: str, status: int, seconds: float) -> None:
+        counter = self._answered.get((route, status))
+        if counter is None:
+            counter = self._answered[route, status] = self.requests.labels(route, str(status))
+        counter.inc()
+        self.request_duration.observe((seconds,), route)
 
     def models_active(self, models: Sequence[tuple[str, str]]) -> None:
         """(name, version) of each that answers for its name now."""
@@ -119,15 +128,14 @@ class Metrics:
             self.detector_p_value.observe((), detector)
 
     def batch_started(self, size: int, wait_seconds: Sequence[float]) -> None:
-        self.batch_size.observe(size)
-        for seconds in wait_seconds:
-            self.queue_wait.observe(seconds)
+        self.batch_size.observe((size,))
+        self.queue_wait.observe(wait_seconds)
 
     def batch_judged(self, judgements: Judgements, seconds: float) -> None:
-        self.inference_duration.observe(seconds)
-        num_flagged = int(judgements.flagged.sum())
-        self.images.labels("flagged").inc(num_flagged)
-        self.images.labels("accepted").inc(len(judgements) - num_flagged)
+        self.inference_duration.observe((seconds,))
+        num_flagged = int(np.count_nonzero(judgements.flagged))
+        self._flagged.inc(num_flagged)
+        self._accepted.inc(len(judgements) - num_flagged)
         self.log_likelihood.observe(judgements.log_likelihood)
         self.p_value.observe(judgements.p_value)
         for column, detector in enumerate(judgements.detectors):

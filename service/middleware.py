@@ -1,12 +1,12 @@
 """Pure ASGI: the request's id, its time and log line, security headers, the body's limit."""
 
 import logging
+import os
+import random
 import re
 import time
-import uuid
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, FieldFault
@@ -16,15 +16,24 @@ from service.runtime import Runtime
 logger = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
 
-SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-SECURITY_HEADERS = {
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "cache-control": "no-store",
-}
-NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
+SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+NO_CONTENT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 PAGES = frozenset({"/docs", "/redoc", "/docs/oauth2-redirect"})  # load their assets from elsewhere
+
+
+def header_of(scope: Scope, name: bytes) -> bytes:
+    """The first header of that name, in lower case; empty if there is none."""
+    value: bytes
+    for found, value in scope["headers"]:
+        if found == name:
+            return value
+    return b""
 
 
 class RequestIdentity:
@@ -36,24 +45,24 @@ class RequestIdentity:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
+        given = header_of(scope, b"x-request-id")
+        request_id = given if SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
+        scope.setdefault("state", {})["request_id"] = request_id.decode()
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._add_headers(MutableHeaders(scope=message), scope["path"], request_id)
+                message["headers"] = [*message.get("headers", ()), *self._headers(scope["path"], request_id)]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    def _add_headers(self, headers: MutableHeaders, path: str, request_id: str) -> None:
-        headers["x-request-id"] = request_id
-        headers.update(SECURITY_HEADERS)
+    def _headers(self, path: str, request_id: bytes) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-request-id", request_id), *SECURITY_HEADERS]
         if path not in PAGES:
-            headers["content-security-policy"] = NO_CONTENT_POLICY
+            headers.append(NO_CONTENT_POLICY)
         if self._runtime.draining:
-            headers["connection"] = "close"
+            headers.append((b"connection", b"close"))
+        return headers
 
 
 @dataclass(slots=True)
@@ -93,8 +102,9 @@ class Observation:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._runtime.metrics.requests.labels(route, str(status)).inc()
-        self._runtime.metrics.request_duration.labels(route).observe(seconds)
+        self._runtime.metrics.request_answered(route, status, seconds)
+        if status < 400 and random.random() >= self._runtime.settings.access_log_share:
+            return
         logger.info(
             "%s %s %d %.1f ms",
             scope["method"],
@@ -135,9 +145,9 @@ class BodyLimit:
         await self._app(scope, counting_receive, send)
 
     def _announces_too_much(self, scope: Scope) -> bool:
-        announced = Headers(scope=scope).get("content-length", "").lstrip("0")
-        limit = str(self._max_bytes)
-        return announced.isdecimal() and (len(announced), announced) > (len(limit), limit)
+        announced = header_of(scope, b"content-length").lstrip(b"0")
+        limit = b"%d" % self._max_bytes
+        return announced.isdigit() and (len(announced), announced) > (len(limit), limit)
 
     def _too_large(self) -> BodyTooLargeError:
         return BodyTooLargeError(FieldFault("body", f"more than {self._max_bytes} bytes, the limit"))

@@ -36,12 +36,20 @@ STATUSES: dict[type[ServiceError], int] = {
 def add_handlers(app: FastAPI, runtime: Runtime) -> None:
     def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
-        count(runtime, error)
-        return of_service_error(request.scope, error)
+        return answer_error(request.scope, error, runtime)
+
+    def on_disconnect(request: Request, error: Exception) -> Response:
+        return answer_error(request.scope, errors.AbandonedError("the caller has gone"), runtime)
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, _on_http_error)
-    app.add_exception_handler(ClientDisconnect, _on_disconnect)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+
+
+def answer_error(scope: Scope, error: ServiceError, runtime: Runtime) -> Response:
+    """The problem, counted."""
+    count(runtime, error)
+    return of_service_error(scope, error)
 
 
 def count(runtime: Runtime, error: ServiceError) -> None:
@@ -90,7 +98,3 @@ def _on_http_error(request: Request, error: Exception) -> Response:
         error.status_code, str(error.detail)
     )
     return problem(request.scope, error.status_code, detail, code=code, headers=dict(error.headers or {}))
-
-
-def _on_disconnect(request: Request, error: Exception) -> Response:
-    return Response(status_code=CLIENT_CLOSED_REQUEST)

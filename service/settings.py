@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severity that is logged; info has a line for each request."
     )
+    access_log_share: float = Field(
+        default=1, ge=0, le=1, description="Share of requests without error that get their line in the log."
+    )
 
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Self:

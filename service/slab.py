@@ -9,6 +9,7 @@ import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,9 +62,10 @@ class Slab:
         self.images = arrays.pop("images")
         self._outputs = arrays
 
-    def write(self, judgements: Judgements) -> None:
-        for name, array in self._outputs.items():
-            array[: len(judgements)] = getattr(judgements, name)
+    def write(self, outputs: Iterable[NDArray[Any]]) -> None:
+        """In the order of the layout's fields."""
+        for place, array in zip(self._outputs.values(), outputs, strict=True):
+            place[: len(array)] = array
 
     def read(self, count: int) -> Judgements:
         """Copies, since the next batch will lie here."""

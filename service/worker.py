@@ -22,11 +22,12 @@ import torch
 from torch import Tensor
 
 from detectors import Screener, load_bundle
+from detectors.screener import check_images
 from model.errors import BundleError, LGMGuardError
-from service.acceleration import Compiler, Precision, accelerate
+from service.acceleration import Compiler, Precision, accelerate, check_low_precision
 from service.devices import powers_of_two
 from service.errors import InferenceError
-from service.judgements import Judgements
+from service.graph import Verdict, graph_of
 from service.logs import configure_logs
 from service.slab import Layout, Slab
 
@@ -66,7 +67,8 @@ def run(plan: Plan, connection: Connection) -> None:
     torch.set_num_threads(plan.threads)
     slab = Slab(recv_handle(connection), plan.layout)
     try:
-        judge = Judge(load(plan), slab, pad=plan.device != "cpu" or plan.compiler != "none")
+        pad, trace = plan.device != "cpu" or plan.compiler != "none", plan.compiler == "none"
+        judge = Judge(load(plan), slab, pad=pad, trace=trace)
         judge.warm()
     except LGMGuardError as error:
         connection.send_bytes(bytes([Said.REFUSED]) + str(error).encode())
@@ -92,6 +94,8 @@ def load(plan: Plan) -> Screener:
     accelerate(screener, precision=plan.precision, compiler=plan.compiler)
     if plan.precision == "float32":
         screener.self_test()
+    else:
+        check_low_precision(screener)
     return screener
 
 
@@ -100,12 +104,13 @@ class Judge:
     every new size costs a compilation there and padding next to nothing.
     """
 
-    def __init__(self, screener: Screener, slab: Slab, *, pad: bool):
+    def __init__(self, screener: Screener, slab: Slab, *, pad: bool, trace: bool):
         self._screener = screener
         self._slab = slab
         self._sizes = powers_of_two(len(slab.images))
         self._pad = pad
         self._images = torch.from_numpy(slab.images)
+        self._outputs = graph_of(screener, self._sizes) if trace else Verdict(screener)
         if screener.device.type == "cuda":
             _pin(self._images)
 
@@ -114,15 +119,17 @@ class Judge:
         for size in self._sizes:
             self(size)
 
+    @torch.inference_mode()
     def __call__(self, count: int) -> None:
         size = next(size for size in self._sizes if size >= count) if self._pad else count
         self._slab.images[count:size] = 0
         images = self._images[:size].to(self._screener.device, non_blocking=True)
-        judgements = Judgements.of(self._screener.screen(images.contiguous(memory_format=torch.channels_last)))
-        judgements = judgements.rows(0, count)
-        if not np.isfinite(judgements.log_likelihood).all():
+        check_images(images, self._screener.image_format.shape)
+        outputs = self._outputs(images.contiguous(memory_format=torch.channels_last))
+        class_index, probabilities, log_likelihood, *others = (out[:count].numpy(force=True) for out in outputs)
+        if not np.isfinite(log_likelihood).all():
             raise InferenceError("the model gave a likelihood that is not finite")
-        self._slab.write(judgements)
+        self._slab.write((class_index, probabilities, log_likelihood, *others))
 
 
 def _pin(images: Tensor) -> None:

@@ -23,7 +23,7 @@ router = APIRouter(tags=["prediction"])
 INLINE_BYTES = 16 * 1024  # a body that is decoded in less time than handing it to another thread takes
 
 DEADLINE = {
-    "name": HEADER,
+    "name": HEADER.decode(),
     "in": "header",
     "required": False,
     "description": "Milliseconds from now after which the answer is of no use; then it is 504.",
@@ -64,11 +64,11 @@ REQUEST_BODY: dict[str, Any] = {
 async def predict(request: Request) -> Response:
     """Send an image file, several in a form, or JSON. A bad image among several fails alone, in its place."""
     runtime = runtime_of(request)
-    settings = runtime.settings
+    settings, headers = runtime.settings, dict(request.scope["headers"])
     runtime.engine_for().check_room()  # before anything is read, let alone decoded
-    deadline = deadline_of(request.headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
-    decode = decoder_for(request.headers.get("content-type", ""))
-    body = await read_body(request, timeout_seconds=settings.request_timeout_seconds)
+    deadline = deadline_of(headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
+    decode = decoder_for(headers.get(b"content-type", b""))
+    body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
     engine = runtime.engine_for()  # again: another may be active by now
     batch = await _decode(engine, decode, body, settings, deadline)
     judgements = await engine.screen(batch.images, deadline, abandoned=hung_up(request.receive))
@@ -78,7 +78,7 @@ async def predict(request: Request) -> Response:
         batch,
         judgements,
         engine,
-        request_id=request.state.request_id,
+        request_id=request.scope["state"]["request_id"],
         withhold_flagged=settings.policy == "withhold",
     )
     return Response(to_json(content), media_type="application/json")

@@ -35,8 +35,7 @@ def test_the_metrics_are_all_there_with_their_labels():
     metrics = Metrics()
     metrics.models_active([("name", "version")])
     metrics.default_model(false_alarm_rate=0.01, detectors=["likelihood"])
-    metrics.requests.labels("route", "200").inc()
-    metrics.request_duration.labels("route").observe(1)
+    metrics.request_answered("route", 200, 1.0)
     metrics.rejected.labels("reason").inc()
     found = {}
     for family in metrics.registry.collect():

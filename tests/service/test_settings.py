@@ -86,6 +86,7 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("shutdown_timeout_seconds", "0"),
         ("log_format", "xml"),
         ("log_level", "loud"),
+        ("access_log_share", "2"),
     ],
 )
 def test_a_value_out_of_range_names_setting_variable_and_value(name, value):
