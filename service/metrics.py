@@ -106,10 +106,11 @@ class Metrics:
         )
         for histogram in [value for value in vars(self).values() if isinstance(value, ArrayHistogram)]:
             self.registry.register(histogram)
-        self._answered: dict[tuple[str, int], Counter] = {}
+        self._answered: dict[tuple[str, int | str], Counter] = {}
         self._accepted, self._flagged = self.images.labels("accepted"), self.images.labels("flagged")
 
-    def request_answered(self, route: str, status: int, seconds: float) -> None:
+    def request_answered(self, route: str, status: int | str, seconds: float) -> None:
+        """status: HTTP's number, or gRPC's name."""
         counter = self._answered.get((route, status))
         if counter is None:
             counter = self._answered[route, status] = self.requests.labels(route, str(status))

@@ -98,9 +98,7 @@ class Method:
             self._record(code, time.monotonic() - started, request_id)
 
     def _record(self, code: grpc.StatusCode, seconds: float, request_id: str) -> None:
-        metrics = self._runtime.metrics
-        metrics.requests.labels(self._route, code.name).inc()
-        metrics.request_duration.labels(self._route).observe(seconds)
+        self._runtime.metrics.request_answered(self._route, code.name, seconds)
         access.info(
             "%s %s %.1f ms",
             self._route,
@@ -117,8 +115,8 @@ class Method:
 
 
 def _request_id(context: Any) -> str:
-    given = next((value for key, value in context.invocation_metadata() or () if key == "x-request-id"), "")
-    return given if SANE_ID.fullmatch(given) else uuid.uuid4().hex
+    given = str(next((value for key, value in context.invocation_metadata() or () if key == "x-request-id"), ""))
+    return given if SANE_ID.fullmatch(given.encode()) else uuid.uuid4().hex
 
 
 def _trailing_metadata(code: grpc.StatusCode, request_id: str, error: ServiceError) -> tuple[tuple[str, str], ...]:

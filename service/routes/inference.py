@@ -102,13 +102,13 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
     runtime = runtime_of(request)
     settings = runtime.settings
     runtime.engine_for(name, version).check_room()  # before anything is read
-    deadline = deadline_of(request.headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
+    deadline = deadline_of(dict(request.scope["headers"]).get(HEADER), limit_seconds=settings.request_timeout_seconds)
     form = Form(
         encoding=request.headers.get("content-encoding", "").lower(),
         header_length=header_length(request.headers.get(HEADER_LENGTH)),
     )
     check_encoding(form.encoding)
-    body = await read_body(request, timeout_seconds=settings.request_timeout_seconds)
+    body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
     engine = runtime.engine_for(name, version)  # again: another may be active by now
     work = partial(
         decode,
