@@ -23,10 +23,19 @@ from service.judgements import Judgements, join
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
+class Times:
+    """When a request came, when the device first took images of it and when it gave the last ones back."""
+
+    arrived: float
+    started: float = 0.0
+    ended: float = 0.0
+
+
 @dataclass(eq=False, slots=True)
 class _Job:
     images: Tensor
-    arrived: float
+    times: Times
     future: Future[Judgements] = field(default_factory=Future)
     taken: int = 0
     parts: list[Judgements] = field(default_factory=list)
@@ -84,12 +93,12 @@ class Batcher:
     def alive(self) -> bool:
         return self._worker.is_alive() and not self._closed
 
-    def submit(self, images: Tensor) -> Future[Judgements]:
-        """Queue images; cancelling the future drops what has not reached the device.
+    def submit(self, images: Tensor, times: Times | None = None) -> Future[Judgements]:
+        """Queue images; cancelling the future drops what has not reached the device. Times are filled in.
 
         Raises OverloadedError where they do not fit into the queue, NotReadyError when closed.
         """
-        job = _Job(images, time.monotonic())
+        job = _Job(images, times or Times(time.monotonic()))
         with self._changed:
             if not self.alive:
                 raise NotReadyError("the model's worker has stopped")
@@ -128,7 +137,7 @@ class Batcher:
             return self._take()
 
     def _wait_for_company(self) -> None:
-        remaining = self._jobs[0].arrived + self._max_wait_seconds - time.monotonic()
+        remaining = self._jobs[0].times.arrived + self._max_wait_seconds - time.monotonic()
         if remaining > 0:
             self._changed.wait_for(lambda: self._closed or self._depth >= self._max_batch_size, remaining)
 
@@ -149,20 +158,22 @@ class Batcher:
         now = time.monotonic()
         try:
             images = torch.cat([piece.job.images[piece.start : piece.stop] for piece in pieces])
-            self._on_batch(len(images), [now - piece.job.arrived for piece in pieces if piece.start == 0])
+            self._on_batch(len(images), [now - piece.job.times.arrived for piece in pieces if piece.start == 0])
             judgements = self._judge(images)
         except Exception:
             logger.exception("a batch of %d requests failed", len(pieces))
             self._fail(pieces)
         else:
-            self._deliver(pieces, judgements)
+            self._deliver(pieces, judgements, now)
 
-    def _deliver(self, pieces: list[_Piece], judgements: Judgements) -> None:
-        row = 0
+    def _deliver(self, pieces: list[_Piece], judgements: Judgements, started: float) -> None:
+        row, ended = 0, time.monotonic()
         for piece in pieces:
             job, count = piece.job, piece.stop - piece.start
             job.parts.append(judgements.rows(row, row + count))
             row += count
+            job.times.started = job.times.started or started
+            job.times.ended = ended
             if piece.stop == len(job.images):
                 with suppress(InvalidStateError):  # cancelled meanwhile
                     job.future.set_result(join(job.parts))

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from detectors import Screener, load_bundle
 from model.images import ImageFormat
-from service.batching import Batcher
+from service.batching import Batcher, Times
 from service.errors import InferenceError, OverloadedError, SettingsError
 from service.judgements import Judgements
 from service.metrics import Metrics
+from service.recording import record
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -83,14 +84,20 @@ class Engine:
         if self._preparing >= self._most_preparing:
             raise OverloadedError(f"{self._preparing} requests wait to be decoded, the limit")
         self._preparing += 1
+        started = time.monotonic()
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         finally:
             self._preparing -= 1
+            record("decode", started, time.monotonic())
 
     async def screen(self, images: Tensor) -> Judgements:
         """Judge images (n, c, h, w) in [0, 1]; cancelling drops what has not reached the device."""
-        return await asyncio.wrap_future(self._batcher.submit(images))
+        times = Times(time.monotonic())
+        judgements = await asyncio.wrap_future(self._batcher.submit(images, times))
+        record("queue wait", times.arrived, times.started)
+        record("inference", times.started, times.ended)
+        return judgements
 
     def close(self) -> None:
         self._batcher.close()

@@ -16,15 +16,16 @@ from service.runtime import Runtime
 logger = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
 
-SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SANE_ID = re.compile(r"(?!lgm_)[A-Za-z0-9._-]{1,64}")  # never an API key: ids are logged
 SECURITY_HEADERS = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
+    "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
 NO_CONTENT_POLICY = "default-src 'none'; frame-ancestors 'none'"
-PAGES = frozenset({"/docs", "/redoc", "/docs/oauth2-redirect"})  # load their assets from elsewhere
+STRICT_TRANSPORT = "max-age=31536000"
 
 
 class RequestIdentity:
@@ -42,16 +43,17 @@ class RequestIdentity:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self._add_headers(MutableHeaders(scope=message), scope["path"], request_id)
+                self._add_headers(MutableHeaders(scope=message), scope.get("scheme"), request_id)
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    def _add_headers(self, headers: MutableHeaders, path: str, request_id: str) -> None:
+    def _add_headers(self, headers: MutableHeaders, scheme: str | None, request_id: str) -> None:
         headers["x-request-id"] = request_id
         headers.update(SECURITY_HEADERS)
-        if path not in PAGES:
-            headers["content-security-policy"] = NO_CONTENT_POLICY
+        headers.setdefault("content-security-policy", NO_CONTENT_POLICY)
+        if scheme == "https":
+            headers["strict-transport-security"] = STRICT_TRANSPORT
         if self._runtime.draining:
             headers["connection"] = "close"
 

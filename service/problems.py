@@ -19,10 +19,14 @@ CLIENT_CLOSED_REQUEST = 499
 
 STATUSES: dict[type[ServiceError], int] = {
     errors.MalformedBodyError: 400,
+    errors.UnauthenticatedError: 401,
+    errors.ForbiddenError: 403,
     errors.SlowBodyError: 408,
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.InvalidInputError: 422,
+    errors.TooManyRequestsError: 429,
+    errors.RateLimitedError: 429,
     errors.InferenceError: 500,
     errors.OverloadedError: 503,
     errors.NotReadyError: 503,

@@ -15,7 +15,9 @@ from service.engine import Engine
 from service.errors import SettingsError
 from service.logs import configure_logs
 from service.runtime import Runtime
+from service.security import check_exposure
 from service.settings import Settings
+from service.transport import transport_options
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's, so that it is the proxy that closes
@@ -27,6 +29,7 @@ def serve(settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     with ExitStack() as on_exit:
         listener = on_exit.enter_context(_bind(settings))
+        check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
         runtime.engine = Engine.load(settings, runtime.metrics)
         on_exit.callback(runtime.engine.close)
@@ -37,6 +40,7 @@ def serve(settings: Settings) -> None:
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+            **transport_options(settings, runtime.metrics),
         )
         Server(config, runtime).run(sockets=[listener])
 
@@ -52,7 +56,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            scheme = "https" if self.config.is_ssl else "http"
+            logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._runtime.draining = True

@@ -39,7 +39,7 @@ class Server:
         with self.process.stderr as stream:
             for line in stream:
                 self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
-                if found := re.fullmatch(r"listening on (http://\S+)", str(self.lines[-1]["message"])):
+                if found := re.fullmatch(r"listening on (https?://\S+)", str(self.lines[-1]["message"])):
                     self.url = found[1]
                     self._listening.set()
         self._listening.set()

@@ -58,6 +58,7 @@ async def predict(request: Request) -> Response:
     decode = decoder_for(request.headers.get("content-type", ""))
     body = await read_body(request, timeout_seconds=settings.request_timeout_seconds)
     batch, judgements = await _judge(engine, decode, body, settings)
+    request.state.num_images = len(judgements) + len(batch.faults)
     runtime.metrics.images.labels("rejected").inc(len(batch.faults))
     content = answer(
         batch,
