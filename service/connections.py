@@ -76,8 +76,8 @@ class Connection(HttpToolsProtocol):
             self._surplus_bytes += len(data)
             if self._surplus_bytes > self._house.max_head_bytes:
                 self._refuse_size()
-        elif self in self._house.idle and self._due == math.inf:
-            # Blank lines between requests, which have ended the keep-alive's timer and begin no request.
+        elif self._due == math.inf and self in self._house.idle:
+            # Blank lines between requests: they have ended the keep-alive's timer and begin no request.
             self._await_client(self._house.head_timeout_seconds)
 
     def on_message_begin(self) -> None:
@@ -119,7 +119,7 @@ class Connection(HttpToolsProtocol):
         """Answer what the parser refuses, unless an earlier request's answer is still due in its place."""
         status, code, detail = self._refusal
         self._house.on_refusal(code)
-        if self.cycle is not None and not self.cycle.response_complete:
+        if self._owes_an_answer():
             return self.transport.close()
         body = to_json(
             {
@@ -133,6 +133,13 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head % len(body) + body)
         self.transport.close()
+
+    def _owes_an_answer(self) -> bool:
+        """Whether another answer than the refusal would have to come first, or has begun."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        in_body = self._in_message and not self._in_head
+        return not in_body or bool(self.pipeline) or self.cycle.response_started
 
     def _refuse_size(self) -> None:
         if not self.transport.is_closing():

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI derives, with the request forms' schemas, the errors' media type and the keys."""
+"""The OpenAPI document: what FastAPI derives, with the request forms' schemas, the problems and the keys."""
 
 from typing import Any
 
