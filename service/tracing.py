@@ -39,7 +39,8 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
         return None
     if trace_id == NO_TRACE or parent_id == NO_PARENT:
         return None
-    return TraceParent(value.decode("ascii"), trace_id.decode("ascii"))
+    known = b"-".join((b"00", trace_id, parent_id, flags))  # what a later version adds is not ours to pass on
+    return TraceParent(known.decode("ascii"), trace_id.decode("ascii"))
 
 
 class Spans(Protocol):
