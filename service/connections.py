@@ -50,7 +50,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._house = house
         self._in_head = self._in_message = False
-        self._surplus_bytes = 0  # received of the message, beyond twice its body
+        self._read_bytes = 0  # in the last piece that came
+        self._surplus_bytes = 0  # of the message in the pieces before, beyond twice its body
         self._due = math.inf
         self._unread_bytes = 0
         self._refusal = MALFORMED
@@ -71,6 +72,7 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        self._read_bytes = len(data)
         super().data_received(data)
         if self._in_message:
             self._surplus_bytes += len(data)
@@ -87,8 +89,7 @@ class Connection(HttpToolsProtocol):
         self._await_client(self._house.head_timeout_seconds)
 
     def on_headers_complete(self) -> None:
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > self._house.max_head_bytes or len(self.headers) > MAX_HEADERS:
+        if len(self.headers) > MAX_HEADERS or self._head_is_too_large():
             self._refusal = self._too_large()
             raise HeadTooLargeError
         self._in_head = False
@@ -133,6 +134,12 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head % len(body) + body)
         self.transport.close()
+
+    def _head_is_too_large(self) -> bool:
+        limit = self._house.max_head_bytes
+        if self._surplus_bytes + self._read_bytes <= limit:  # of nearly every request
+            return False
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > limit
 
     def _owes_an_answer(self) -> bool:
         """Whether another answer than the refusal would have to come first, or has begun."""

@@ -31,16 +31,18 @@ def serve(settings: Settings) -> None:
         listener = on_exit.enter_context(_bind(settings))
         check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
+        app = create_app(settings, runtime=runtime)
+        transport = transport_options(settings, runtime.metrics)
         runtime.engine = Engine.load(settings, runtime.metrics)
         on_exit.callback(runtime.engine.close)
         config = uvicorn.Config(
-            create_app(settings, runtime=runtime),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
-            **transport_options(settings, runtime.metrics),
+            **transport,
         )
         Server(config, runtime).run(sockets=[listener])
 

@@ -241,3 +241,13 @@ def test_spans_arrive_at_a_collector_before_the_process_ends(collector: Collecto
     assert names["service.name"] == "lgm-guard"
     (line,) = [line for line in server.lines if line.get("route") == "/v1/predict"]
     assert line["trace_id"] == given.split("-")[1]
+
+
+def test_a_collector_that_is_down_costs_no_request():
+    server = Server("--threads", "1", "--drain-seconds", "0", "--trace-endpoint", "http://127.0.0.1:9/v1/traces")
+    with httpx.Client(base_url=server.await_url(), timeout=TIMEOUT) as client:
+        await_ready(client)
+        answers = [client.post("/v1/predict", content=SEVEN, headers=PNG).status_code for _ in range(5)]
+    assert answers == [200] * 5
+    assert server.stop() == 0
+    assert "Failed to export" in str(server.lines)

@@ -22,7 +22,7 @@ def rows(heading: str) -> list[list[str]]:
 def told_default(name: str) -> str:
     default = Settings.model_fields[name].default
     special = {"config": "none", "bundle": "the shipped one", "threads": "the container's"}
-    return special.get(name, f"`{default}`")
+    return special.get(name, "none" if default is None else f"`{default}`")
 
 
 def test_the_settings_are_all_there_with_their_defaults():
