@@ -40,16 +40,14 @@ class Certificate:
             logger.info("read the certificate again")
 
     def _load(self, context: ssl.SSLContext) -> None:
+        for path in (self._certificate, self._key):
+            _check_readable(path)
         try:
             context.load_cert_chain(self._certificate, self._key, password="")
         except ssl.SSLError as error:
             raise SettingsError(
                 f"tls_certificate, tls_key: {self._certificate} and {self._key} are no chain and its key in PEM "
                 f"without a password ({error.reason or 'not PEM'})"
-            ) from None
-        except OSError as error:
-            raise SettingsError(
-                f"tls_certificate, tls_key: {self._certificate} or {self._key} cannot be read: {error.strerror}"
             ) from None
 
 
@@ -61,9 +59,16 @@ def certificate_of(settings: Settings) -> Certificate | None:
 
 
 def _trust(context: ssl.SSLContext, authorities: Path) -> None:
+    _check_readable(authorities)
     try:
         context.load_verify_locations(authorities)
     except ssl.SSLError as error:
         raise SettingsError(f"tls_client_ca: {authorities} holds no PEM certificate ({error.reason})") from None
+
+
+def _check_readable(path: Path) -> None:
+    """OpenSSL does not say which file it could not read."""
+    try:
+        path.open("rb").close()
     except OSError as error:
-        raise SettingsError(f"tls_client_ca: {authorities} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"TLS: {path} cannot be read: {error.strerror}") from None
