@@ -7,9 +7,11 @@ COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY model model
 COPY detectors detectors
 COPY service service
-# The lock constrains; what is installed is what the service needs, without the offline extras.
+# The lock constrains; what is installed is what the service needs, without the offline extras. What runs needs no
+# installer.
 RUN python -m venv /opt/lgm \
-    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock .
+    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock ".[tracing]" \
+    && /opt/lgm/bin/pip uninstall --yes pip
 
 FROM python:3.11-slim-bookworm
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin lgm
@@ -19,10 +21,11 @@ ENV PATH=/opt/lgm/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     LGM_HOST=0.0.0.0 \
     LGM_PORT=8000
-USER 10001
+# It listens to other machines, so it wants API keys (LGM_API_KEYS) or LGM_ALLOW_ANONYMOUS=true, else it does not start.
+USER 10001:10001
 EXPOSE 8000
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
-    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/readyz', timeout=2)"]
+    CMD ["python", "-m", "service.health"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["lgm"]
 CMD ["serve"]

@@ -8,12 +8,16 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from service import problems
+from service.docs import router as docs_router
 from service.fast_routes import FastRoutes
+from service.limits import Limits, flight_of, limiter_of
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
 from service.routes import inference, models, operations, predict
 from service.runtime import Runtime
+from service.security import Access, Security
 from service.settings import Settings
+from service.tracing import Tracing, spans_of
 
 DESCRIPTION = "An image classifier that knows how likely its input is."
 
@@ -21,16 +25,27 @@ DESCRIPTION = "An image classifier that knows how likely its input is."
 def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI:
     """An app that begins to load its bundle at start-up and is ready once the bundle is warm and checked."""
     runtime = runtime or Runtime(settings=settings)
-    app = FastAPI(title="lgm-guard", version=version("lgm-guard"), description=DESCRIPTION, lifespan=_lifespan)
+    app = FastAPI(
+        title="lgm-guard",
+        version=version("lgm-guard"),
+        description=DESCRIPTION,
+        lifespan=_lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.runtime = runtime
     app.include_router(operations.router)
     app.include_router(predict.router)
     app.include_router(inference.router)
     app.include_router(models.router)
+    app.include_router(docs_router)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
+    app.add_middleware(Limits, flight=flight_of(settings), limiter=limiter_of(settings), runtime=runtime)
+    app.add_middleware(Security, access=Access.of(settings), runtime=runtime)
     app.add_middleware(Observation, runtime=runtime)
     app.add_middleware(RequestIdentity, runtime=runtime)
+    app.add_middleware(Tracing, spans=spans_of(settings))
     problems.add_handlers(app, runtime)
     app.__dict__["openapi"] = partial(_openapi, app)
     return app

@@ -22,7 +22,7 @@ from service.errors import (
     OverloadedError,
     WorkerDiedError,
 )
-from service.jobs import Floats, Job, Piece
+from service.jobs import Floats, Job, Piece, Times
 from service.judgements import Judgements
 
 logger = logging.getLogger(__name__)
@@ -92,12 +92,17 @@ class Batcher:
             raise OverloadedError(message, retry_after_seconds=self._retry_after())
 
     def submit(
-        self, images: Floats, *, deadline: float = math.inf, abandoned: Callable[[], bool] = _stays
+        self,
+        images: Floats,
+        *,
+        deadline: float = math.inf,
+        abandoned: Callable[[], bool] = _stays,
+        times: Times | None = None,
     ) -> asyncio.Future[Judgements]:
         """Queue images; deadline in time.monotonic() seconds. Cancelling the future drops what still waits.
 
-        abandoned: asked before work that waited for long is started. Raises as check_room does; the future also
-        raises DeadlineError, AbandonedError, InferenceError.
+        abandoned: asked before work that waited for long is started. times: are filled in. Raises as check_room
+        does; the future also raises DeadlineError, AbandonedError, InferenceError.
         """
         self.check_room(len(images))
         loop = asyncio.get_running_loop()
@@ -108,6 +113,7 @@ class Batcher:
             deadline=deadline,
             abandoned=abandoned,
             future=loop.create_future(),
+            times=times,
         )
         alarm = None if deadline == math.inf else loop.call_later(deadline - job.arrived, self._expire, job)
         job.future.add_done_callback(lambda _: self._forget(job, alarm))
@@ -199,6 +205,8 @@ class Batcher:
         now = time.monotonic()
         waits = [now - piece.job.arrived for piece in pieces if piece.start == 0]
         self._observer.batch_started(sum(map(len, pieces)), waits)
+        for piece in pieces:
+            piece.job.begin(now)
         device.judge([piece.images for piece in pieces], partial(self._finish, device, pieces, now))
 
     def _finish(self, device: Device, pieces: list[Piece], started: float, outcome: Outcome) -> None:

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import detectors.cli
 import model.cli
 from model.errors import LGMGuardError
+from service import keys_cli
 from service.settings import PREFIX, Settings, load_settings, option
 
 USER_ERROR = 2
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.add_typer(model.cli.app)
 app.add_typer(detectors.cli.app)
+app.add_typer(keys_cli.app, name="keys")
 
 
 def _print_version(wanted: bool) -> None:
@@ -59,7 +61,7 @@ def lgm(
 def _serve_command() -> Callable[..., None]:
     """`lgm serve` with one option for each field of Settings, which checks them."""
 
-    def serve(**given: str | None) -> None:
+    def serve(**given: str | bool | None) -> None:
         """Serve a bundle over HTTP. Settings: these options, over LGM_... variables, over the TOML file."""
         from service import server
 
@@ -78,13 +80,14 @@ def _serve_command() -> Callable[..., None]:
 
 def _option_type(name: str, field: FieldInfo) -> Any:
     default = field.get_default(call_default_factory=True, validated_data={})
+    kind: Any = bool if field.annotation is bool else str
     return Annotated[
-        str | None,
+        kind | None,
         typer.Option(
             option(name),
             help=field.description if default is None else f"{field.description} [default: {default}]",
             envvar=PREFIX + name.upper(),
-            metavar=_metavar(field),
+            metavar=None if kind is bool else _metavar(field),
             show_default=False,
         ),
     ]

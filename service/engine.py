@@ -19,9 +19,10 @@ from service.batching import Batcher
 from service.cpus import available_cpus
 from service.devices import resolve_devices
 from service.errors import FieldFault, InvalidInputError, OverloadedError
-from service.jobs import Floats
+from service.jobs import Floats, Times
 from service.judgements import Judgements
 from service.metrics import Metrics
+from service.recording import is_recorded, record
 from service.settings import Settings
 from service.slab import Layout
 from service.worker import Plan
@@ -140,9 +141,14 @@ class Engine:
         if array.shape[1:] != self.image_format.shape or len(array) == 0:
             expected = f"(n >= 1, {', '.join(map(str, self.image_format.shape))})"
             raise InvalidInputError(FieldFault("images", f"must have shape {expected}, got {array.shape}"))
-        return await self._batcher.submit(
-            array, deadline=math.inf if deadline is None else deadline, abandoned=abandoned
-        )
+        deadline = math.inf if deadline is None else deadline
+        if not is_recorded():
+            return await self._batcher.submit(array, deadline=deadline, abandoned=abandoned)
+        arrived, times = time.monotonic(), Times()
+        judgements = await self._batcher.submit(array, deadline=deadline, abandoned=abandoned, times=times)
+        record("queue wait", arrived, times.started)
+        record("inference", times.started, times.ended)
+        return judgements
 
     async def close(self) -> None:
         """Answer what was taken, then end the workers."""

@@ -89,5 +89,29 @@ class WorkerDiedError(InferenceError):
     """The process that judged has ended over it."""
 
 
+class UnauthenticatedError(ServiceError):
+    code = "unauthenticated"
+
+
+class ForbiddenError(ServiceError):
+    code = "forbidden"
+
+
+class TooManyRequestsError(ServiceError):
+    """One caller has more requests in flight than it may."""
+
+    code = "too-many-in-flight"
+
+
+class RateLimitedError(ServiceError):
+    """One caller sends faster than it may."""
+
+    code = "rate-limited"
+
+
+class KeyFileError(ConfigurationError):
+    """A file of API keys that cannot be read, holds something else, or may be read by everyone."""
+
+
 class SettingsError(ConfigurationError):
     """A setting that is unknown, out of range, or that this machine cannot fulfil."""

@@ -1,6 +1,7 @@
 """A request's images on their way through the queue, whole or in pieces."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -12,12 +13,20 @@ from service.judgements import Judgements, join
 Floats = NDArray[np.float32]
 
 
+@dataclass(slots=True)
+class Times:
+    """When a device first took images of a request and when the last were judged, in time.monotonic() seconds."""
+
+    started: float = 0.0
+    ended: float = 0.0
+
+
 @dataclass(eq=False, slots=True)
 class Job:
     """Images (n, c, h, w) and the future of their judgements.
 
     collectable: it found no device idle. abandoned: whether its caller has gone. waiting: how many of its images
-    are in the queue. parts: judgements so far, by the row where they begin.
+    are in the queue. parts: judgements so far, by the row where they begin. times: filled in if there.
     """
 
     images: Floats
@@ -29,16 +38,23 @@ class Job:
     waiting: int = 0
     num_judged: int = 0
     parts: dict[int, Judgements] = field(default_factory=dict)
+    times: Times | None = None
 
     def fail(self, error: Exception) -> None:
         if not self.future.done():
             self.future.set_exception(error)
+
+    def begin(self, now: float) -> None:
+        if self.times is not None and self.times.started == 0.0:
+            self.times.started = now
 
     def add(self, start: int, judgements: Judgements) -> None:
         """Parts may come in any order, since devices take different times."""
         self.parts[start] = judgements
         self.num_judged += len(judgements)
         if self.num_judged == len(self.images) and not self.future.done():
+            if self.times is not None:
+                self.times.ended = time.monotonic()
             self.future.set_result(join([self.parts[row] for row in sorted(self.parts)]))
 
 

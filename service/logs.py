@@ -1,13 +1,34 @@
-"""Log lines to stderr, for a person or as JSON; one a request, with its id."""
+"""Log lines to stderr, for a person or as JSON; one a request, with its id, its key's id and its trace's id."""
 
 import json
 import logging
 import logging.config
 import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
-EXTRAS = ("request_id", "method", "route", "status", "duration_seconds")
+PREFIXES = {"request_id": "", "key": "key=", "trace_id": "trace="}
+IDENTITIES = tuple(PREFIXES)
+EXTRAS = (*IDENTITIES, "method", "route", "status", "duration_seconds")
+
+# The state of the request that is being served, so that every line of it can say whose it is. It is set anew for each
+# request: a connection's later requests may inherit the context of an earlier one.
+NOBODY: Mapping[str, Any] = MappingProxyType({})
+request_state: ContextVar[Mapping[str, Any]] = ContextVar("request_state", default=NOBODY)
+
+
+class Identities(logging.Filter):
+    """Adds to each record the identities of the request it belongs to."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        state = request_state.get()
+        for name in IDENTITIES:
+            if name in state:
+                vars(record).setdefault(name, state[name])
+        return True
 
 
 class ConsoleFormatter(logging.Formatter):
@@ -15,9 +36,10 @@ class ConsoleFormatter(logging.Formatter):
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        request_id = vars(record).get("request_id")
+        said = vars(record)
+        identities = [PREFIXES[name] + said[name] for name in IDENTITIES if name in said]
         line = super().format(record)
-        return f"{line} [{request_id}]" if request_id else line
+        return f"{line} [{' '.join(identities)}]" if identities else line
 
 
 class JsonFormatter(logging.Formatter):
@@ -41,5 +63,6 @@ logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 def configure_logs(*, style: Literal["console", "json"], level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter())
+    handler.addFilter(Identities())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))

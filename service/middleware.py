@@ -5,6 +5,7 @@ import os
 import random
 import re
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,16 +16,19 @@ from service.runtime import Runtime
 
 logger = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
+Header = tuple[bytes, bytes]
 
-SANE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+SANE_ID = re.compile(rb"(?!lgm_)[A-Za-z0-9._-]{1,64}")  # never an API key: ids are logged
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-NO_CONTENT_POLICY = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-PAGES = frozenset({"/docs", "/redoc", "/docs/oauth2-redirect"})  # load their assets from elsewhere
+CONTENT_POLICY = b"content-security-policy"
+NO_CONTENT_POLICY = (CONTENT_POLICY, b"default-src 'none'; frame-ancestors 'none'")
+STRICT_TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 
 
 def header_of(scope: Scope, name: bytes) -> bytes:
@@ -51,15 +55,18 @@ class RequestIdentity:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *self._headers(scope["path"], request_id)]
+                given = message.get("headers", ())
+                message["headers"] = [*given, *self._further_headers(given, scope, request_id)]
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
 
-    def _headers(self, path: str, request_id: bytes) -> list[tuple[bytes, bytes]]:
+    def _further_headers(self, given: Iterable[Header], scope: Scope, request_id: bytes) -> list[Header]:
         headers = [(b"x-request-id", request_id), *SECURITY_HEADERS]
-        if path not in PAGES:
+        if not any(name == CONTENT_POLICY for name, _ in given):  # a page has its own
             headers.append(NO_CONTENT_POLICY)
+        if scope.get("scheme") == "https":
+            headers.append(STRICT_TRANSPORT)
         if self._runtime.draining:
             headers.append((b"connection", b"close"))
         return headers

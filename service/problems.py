@@ -18,12 +18,16 @@ CLIENT_CLOSED_REQUEST = 499
 
 STATUSES: dict[type[ServiceError], int] = {
     errors.MalformedBodyError: 400,
+    errors.UnauthenticatedError: 401,
+    errors.ForbiddenError: 403,
     errors.UnknownModelError: 404,
     errors.SlowBodyError: 408,
     errors.ActivationError: 409,
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.InvalidInputError: 422,
+    errors.TooManyRequestsError: 429,
+    errors.RateLimitedError: 429,
     errors.AbandonedError: CLIENT_CLOSED_REQUEST,
     errors.InferenceError: 500,
     errors.WorkerDiedError: 500,

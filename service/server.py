@@ -18,7 +18,9 @@ from service.devices import resolve_devices
 from service.errors import SettingsError
 from service.logs import configure_logs
 from service.runtime import Runtime
+from service.security import check_exposure
 from service.settings import Settings
+from service.transport import transport_options
 
 logger = logging.getLogger(__name__)
 ListenGrpc = Callable[[Runtime], Awaitable[tuple[Any, int]]]
@@ -33,14 +35,18 @@ def serve(settings: Settings) -> None:
     resolve_devices(settings.device)
     load_manifest(settings.bundle)
     with _bind(settings) as listener:
+        check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
+        app = create_app(settings, runtime=runtime)
+        transport = transport_options(settings, runtime.metrics)
         config = uvicorn.Config(
-            create_app(settings, runtime=runtime),
+            app,
             log_config=None,
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+            **transport,
         )
         server = Server(config, runtime, listen_grpc)
         server.run(sockets=[listener])
@@ -64,7 +70,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
-            logger.info("listening on http://%s:%d", f"[{host}]" if ":" in host else host, port)
+            scheme = "https" if self.config.is_ssl else "http"
+            logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
         if self._runtime.loading is not None:
             self._runtime.loading.add_done_callback(self._check_loaded)
 

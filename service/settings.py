@@ -110,6 +110,65 @@ class Settings(BaseSettings):
         default=1, ge=0, le=1, description="Share of requests without error that get their line in the log."
     )
 
+    # Who may ask, and how much: security.py, limits.py, connections.py, tls.py.
+    api_keys: Path | None = Field(
+        default=None, description="File of API keys (lgm keys); without, whoever can connect may do everything."
+    )
+    allow_anonymous: bool = Field(default=False, description="Listen to other machines although no keys are set.")
+    rate_limit: float = Field(
+        default=0, ge=0, le=1e9, description="Images a second for each key, or address without keys; 0 is unlimited."
+    )
+    rate_limit_burst: int = Field(
+        default=256, ge=1, le=1_000_000, description="Images that one may send at once before the rate limit holds."
+    )
+    max_in_flight: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Most requests in flight; beyond, requests get 503."
+    )
+    max_in_flight_per_key: int = Field(
+        default=0, ge=0, le=1_000_000, description="Most in flight for each key or address, else 429; 0 is unlimited."
+    )
+    max_held_bytes: int = Field(
+        default=512 * MEBIBYTE, ge=1024, description="Most bytes that the bodies in flight hold together, else 503."
+    )
+    max_connections: int = Field(
+        default=1000, ge=1, le=1_000_000, description="Most connections; beyond, the longest idle one is closed."
+    )
+    max_head_bytes: int = Field(
+        default=32 * 1024, ge=1024, le=MEBIBYTE, description="Most bytes of a request's line and headers."
+    )
+    head_timeout_seconds: Seconds = Field(
+        default=10, gt=0, le=3600, description="Longest that a request's line and headers may take to arrive."
+    )
+    tls_certificate: Path | None = Field(
+        default=None, description="Certificate chain (PEM) to serve HTTPS with; read again when it changes."
+    )
+    tls_key: Path | None = Field(default=None, description="Private key (PEM) of the certificate.")
+    tls_client_ca: Path | None = Field(
+        default=None, description="Authorities (PEM) of which each client must show a certificate."
+    )
+
+    # Observability: tracing.py.
+    trace_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="URL that takes OTLP over HTTP, as http://localhost:4318/v1/traces; needs lgm-guard[tracing].",
+    )
+
+    @model_validator(mode="after")
+    def _security_fits_together(self) -> Self:
+        if self.api_keys is not None and self.allow_anonymous:
+            raise ValueError("api_keys and allow_anonymous exclude each other")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are only good together")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        if self.max_body_bytes > self.max_held_bytes:
+            raise ValueError(
+                f"max_body_bytes ({self.max_body_bytes}) is more than max_held_bytes ({self.max_held_bytes}); "
+                "such a body could never be accepted"
+            )
+        return self
+
     @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Self:
         if self.max_instances > self.queue_capacity:

@@ -47,7 +47,7 @@ class Server:
                 self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
                 if found := re.fullmatch(r"listening for gRPC on (\S+)", str(self.lines[-1]["message"])):
                     self.grpc_address = found[1]
-                if found := re.fullmatch(r"listening on (http://\S+)", str(self.lines[-1]["message"])):
+                if found := re.fullmatch(r"listening on (https?://\S+)", str(self.lines[-1]["message"])):
                     self.url = found[1]
                     self._listening.set()
                 if str(self.lines[-1]["message"]).endswith("is active"):

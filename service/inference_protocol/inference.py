@@ -9,6 +9,7 @@ from service.engine import Engine
 from service.errors import DeadlineError, NotReadyError
 from service.inference_protocol.outputs import withhold_flagged
 from service.judgements import Floats, Judgements
+from service.recording import recorded
 from service.runtime import Runtime
 from service.settings import Settings
 
@@ -59,7 +60,8 @@ async def judge(
     Raises what decode raises, DeadlineError, OverloadedError, NotReadyError, InferenceError.
     """
     started = time.monotonic()
-    inference = decode() if cheap else await engine.prepare(partial(_decode_in_time, decode, deadline))
+    with recorded("decode"):
+        inference = decode() if cheap else await engine.prepare(partial(_decode_in_time, decode, deadline))
     if inference.timeout_seconds is not None:
         deadline = min(deadline, started + inference.timeout_seconds)
     judgements = await engine.screen(inference.images, deadline, abandoned=abandoned)

@@ -126,6 +126,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         cheap=_is_cheap(form, len(body)),
         abandoned=hung_up(request.receive),
     )
+    request.scope["state"]["num_images"] = len(judgements)
     content, length = encode(engine, inference, judgements)
     if length is None:
         return Response(content, media_type="application/json")

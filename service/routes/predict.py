@@ -14,6 +14,7 @@ from service.disconnects import hung_up
 from service.engine import Engine
 from service.errors import DeadlineError
 from service.forms import Decode, decoder_for, read_body
+from service.recording import recorded
 from service.routes.context import runtime_of
 from service.schemas import PredictResponse, Problem
 from service.settings import Settings
@@ -70,8 +71,10 @@ async def predict(request: Request) -> Response:
     decode = decoder_for(headers.get(b"content-type", b""))
     body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
     engine = runtime.engine_for()  # again: another may be active by now
-    batch = await _decode(engine, decode, body, settings, deadline)
+    with recorded("decode"):
+        batch = await _decode(engine, decode, body, settings, deadline)
     judgements = await engine.screen(batch.images, deadline, abandoned=hung_up(request.receive))
+    request.scope["state"]["num_images"] = batch.size
     if batch.faults:
         runtime.metrics.images.labels("rejected").inc(len(batch.faults))
     content = answer(

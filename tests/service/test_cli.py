@@ -2,6 +2,9 @@
 
 import logging
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +121,34 @@ def test_a_port_that_is_taken(digits_bundle, host):
 def test_a_host_that_does_not_exist(digits_bundle):
     result = runner.invoke(app, ["serve", "--bundle", str(digits_bundle), "--host", "256.1.1.1"])
     check_one_line(result, "cannot listen on 256.1.1.1:8000")
+
+
+def test_a_flag_is_one(digits_bundle, tmp_path):
+    keys = ["--api-keys", str(tmp_path / "nothing.toml")]
+    result = runner.invoke(app, ["serve", "--bundle", str(digits_bundle), "--allow-anonymous", *keys])
+    check_one_line(result, "api_keys and allow_anonymous exclude each other")
+    check_one_line(runner.invoke(app, ["serve", *keys], env={"LGM_ALLOW_ANONYMOUS": "true"}), "exclude each other")
+
+
+def test_a_host_of_other_machines_without_keys(digits_bundle):
+    result = runner.invoke(app, ["serve", "--bundle", str(digits_bundle), "--host", "0.0.0.0", "--port", "0"])
+    check_one_line(result, "host: 0.0.0.0 is open to other machines", "--allow-anonymous")
+
+
+def test_a_certificate_that_is_none(digits_bundle, tmp_path):
+    (tmp_path / "c.pem").write_text("no certificate")
+    tls = ["--tls-certificate", str(tmp_path / "c.pem"), "--tls-key"]
+    serve = ["serve", "--bundle", str(digits_bundle), "--port", "0", *tls]
+    check_one_line(runner.invoke(app, [*serve, str(tmp_path / "c.pem")]), "c.pem are no chain and its key in PEM")
+    check_one_line(runner.invoke(app, [*serve, str(tmp_path / "nothing.pem")]), "nothing.pem cannot be read")
+
+
+def test_more_connections_than_files_may_be_open(digits_bundle):
+    lgm = Path(sys.executable).with_name("lgm")
+    command = f"ulimit -n 500; exec {lgm} serve --port 0 --threads 1 --bundle {digits_bundle}"
+    finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
+    assert finished.returncode == 2
+    assert "error: max_connections: needs 1128 open files; this process may have 500" in finished.stderr
 
 
 def test_errors_of_every_command_are_one_line():

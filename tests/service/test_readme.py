@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from service import errors
+from service.cli import app
+from service.key_file import read_keys
 from service.metrics import Metrics
 from service.problems import STATUSES
 from service.settings import Settings
@@ -21,9 +24,8 @@ def rows(heading: str) -> list[list[str]]:
 
 def told_default(name: str) -> str:
     default = Settings.model_fields[name].default
-    special = {"config": "none", "models": "none", "grpc_port": "none", "bundle": "the shipped one"}
-    special |= {"workers": "the container's", "threads": "the container's"}
-    return special.get(name, f"`{default}`")
+    special = {"bundle": "the shipped one", "workers": "the container's", "threads": "the container's"}
+    return special.get(name, "none" if default is None else f"`{default}`")
 
 
 def test_the_settings_are_all_there_with_their_defaults():
@@ -49,3 +51,19 @@ def test_the_metrics_are_all_there_with_their_labels():
 def test_every_problem_is_there_with_its_status(error, status):
     told = {(int(row[0]), code) for row in rows("Errors") for code in re.findall("`([a-z-]+)`", row[1])}
     assert (status, error.code) in told
+
+
+def test_the_commands_for_keys_do_what_is_said(tmp_path):
+    path = tmp_path / "keys.toml"
+    make, show, revoke = re.findall(r"^    lgm (keys .*?)(?: +#.*)?$", README, re.MULTILINE)
+    assert run(make, path).startswith("lgm_")
+    (key,) = read_keys(path).keys
+    assert key.id in run(show, path)
+    run(revoke.replace("ci-3fa29c", key.id), path)
+    assert read_keys(path).keys[0].revoked
+
+
+def run(command: str, path: Path) -> str:
+    result = CliRunner().invoke(app, command.replace("keys.toml", str(path)).split())
+    assert result.exit_code == 0, result.output
+    return result.stdout

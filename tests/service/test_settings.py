@@ -87,6 +87,17 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("log_format", "xml"),
         ("log_level", "loud"),
         ("access_log_share", "2"),
+        ("rate_limit", "-1"),
+        ("rate_limit", "nan"),
+        ("rate_limit_burst", "0"),
+        ("max_in_flight", "0"),
+        ("max_in_flight_per_key", "-1"),
+        ("max_held_bytes", "0"),
+        ("max_connections", "0"),
+        ("max_head_bytes", "100"),
+        ("head_timeout_seconds", "0"),
+        ("allow_anonymous", "perhaps"),
+        ("trace_endpoint", "localhost"),
     ],
 )
 def test_a_value_out_of_range_names_setting_variable_and_value(name, value):
@@ -102,6 +113,24 @@ def test_all_wrong_settings_are_named_at_once():
 def test_requests_that_the_queue_could_never_take_are_refused():
     with pytest.raises(SettingsError, match=r"max_instances .* more than queue_capacity"):
         load_settings(max_instances=10, queue_capacity=9)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"api_keys": "keys.toml", "allow_anonymous": True}, "api_keys and allow_anonymous exclude each other"),
+        ({"tls_certificate": "c.pem"}, "tls_certificate and tls_key are only good together"),
+        ({"tls_key": "k.pem"}, "tls_certificate and tls_key are only good together"),
+        ({"tls_client_ca": "ca.pem"}, "tls_client_ca needs tls_certificate and tls_key"),
+        (
+            {"max_held_bytes": 2048, "max_body_bytes": 4096},
+            r"max_body_bytes \(4096\) is more than max_held_bytes \(2048\)",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(given, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(**given)
 
 
 def test_every_setting_is_described():

@@ -1,0 +1,183 @@
+"""Connections under limits: uvicorn's protocol with what it lacks against slow, half-open and oversized peers.
+
+A head must arrive in time and within its size. A body must arrive in time, and what frames it (chunk sizes,
+trailers) may take no more than a head and the body itself. A full house closes the connection that has been idle
+longest, so that nobody keeps others out by doing nothing. A peer that does not read its answer is cut off.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic_core import to_json
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+MAX_HEADERS = 100
+MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
+
+
+@dataclass(kw_only=True)
+class House:
+    """What the connections of one server share. `idle` holds, oldest first, those without a request."""
+
+    max_connections: int
+    max_head_bytes: int
+    head_timeout_seconds: float
+    body_timeout_seconds: float
+    on_refusal: Callable[[str], None]
+    on_connection: Callable[[], None]
+    idle: dict["Connection", None] = field(default_factory=dict)
+
+
+class HeadTooLargeError(Exception):
+    """Raised into the parser, which stops."""
+
+
+class Connection(HttpToolsProtocol):
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        house: House,
+    ):
+        super().__init__(config, server_state, app_state, _loop)
+        self._house = house
+        self._in_head = self._in_message = False
+        self._read_bytes = 0  # in the last piece that came
+        self._surplus_bytes = 0  # of the message in the pieces before, beyond twice its body
+        self._due = math.inf
+        self._unread_bytes = 0
+        self._refusal = MALFORMED
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._house.on_connection()
+        if len(self.connections) > self._house.max_connections and not self._make_room():
+            return transport.abort()
+        self._house.idle[self] = None
+        self._await_client(self._house.head_timeout_seconds)
+        self._look_again_later()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._house.idle.pop(self, None)
+        self._stop_looking()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._read_bytes = len(data)
+        super().data_received(data)
+        if self._in_message:
+            self._surplus_bytes += len(data)
+            if self._surplus_bytes > self._house.max_head_bytes:
+                self._refuse_size()
+        elif self._due == math.inf and self in self._house.idle:
+            # Blank lines between requests: they have ended the keep-alive's timer and begin no request.
+            self._await_client(self._house.head_timeout_seconds)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = self._in_message = True
+        self._surplus_bytes = 0
+        self._await_client(self._house.head_timeout_seconds)
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > MAX_HEADERS or self._head_is_too_large():
+            self._refusal = self._too_large()
+            raise HeadTooLargeError
+        self._in_head = False
+        self._house.idle.pop(self, None)
+        self._await_client(self._house.body_timeout_seconds)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._surplus_bytes -= 2 * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._in_message = False
+        self._due = math.inf
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if not self.pipeline and not self.transport.is_closing():
+            self._house.idle[self] = None
+
+    def handle_websocket_upgrade(self) -> None:
+        self._house.idle.pop(self, None)
+        self._stop_looking()
+        super().handle_websocket_upgrade()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what the parser refuses, unless an earlier request's answer is still due in its place."""
+        status, code, detail = self._refusal
+        self._house.on_refusal(code)
+        if self._owes_an_answer():
+            return self.transport.close()
+        body = to_json(
+            {
+                "type": f"urn:lgm-guard:problem:{code}",
+                "title": STATUS_LINE[status].split(maxsplit=2)[2].strip(),
+                "status": status,
+                "detail": detail,
+                "error": detail,
+            }
+        )
+        head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head % len(body) + body)
+        self.transport.close()
+
+    def _head_is_too_large(self) -> bool:
+        limit = self._house.max_head_bytes
+        if self._surplus_bytes + self._read_bytes <= limit:  # of nearly every request
+            return False
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > limit
+
+    def _owes_an_answer(self) -> bool:
+        """Whether another answer than the refusal would have to come first, or has begun."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        in_body = self._in_message and not self._in_head
+        return not in_body or bool(self.pipeline) or self.cycle.response_started
+
+    def _refuse_size(self) -> None:
+        if not self.transport.is_closing():
+            self._refusal = self._too_large()
+            self.send_400_response("")
+
+    def _too_large(self) -> tuple[int, str, str]:
+        limit = f"{self._house.max_head_bytes} bytes or {MAX_HEADERS} headers, the limits"
+        return 431, "head-too-large", f"request line, headers and framing take more than {limit}"
+
+    def _make_room(self) -> bool:
+        oldest = next(iter(self._house.idle), None)
+        if oldest is not None:
+            del self._house.idle[oldest]
+            oldest.transport.abort()
+        return oldest is not None
+
+    def _await_client(self, seconds: float) -> None:
+        self._due = self.loop.time() + seconds
+
+    def _look_again_later(self) -> None:
+        self._timer = self.loop.call_later(self._house.head_timeout_seconds, self._look)
+
+    def _stop_looking(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _look(self) -> None:
+        unread_before, self._unread_bytes = self._unread_bytes, self.transport.get_write_buffer_size()
+        stuck = 0 < unread_before <= self._unread_bytes
+        if stuck or self.transport.is_closing() or self.loop.time() >= self._due:
+            self.transport.abort()
+        else:
+            self._look_again_later()

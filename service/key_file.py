@@ -1,0 +1,98 @@
+"""The file of API keys: read again when it changes, only ever appended to.
+
+A change that is broken changes nothing: the keys read before stay, and the log says why. Appending is one write
+to the file itself, so that two commands do not lose each other's keys and a mounted file stays the same file.
+"""
+
+import logging
+import os
+import stat
+from datetime import UTC, datetime
+from pathlib import Path
+
+from service.errors import KeyFileError
+from service.file_watch import FileWatch
+from service.keys import Key, KeyRing, parse_keys
+
+logger = logging.getLogger(__name__)
+MAX_FILE_BYTES = 1024 * 1024
+
+
+class KeyFile:
+    """The keys of a file, as they stand there since at most a second."""
+
+    def __init__(self, path: Path):
+        """Raises KeyFileError."""
+        self._path = path
+        self._watch = FileWatch(path)
+        self._ring = read_keys(path)
+
+    @property
+    def ring(self) -> KeyRing:
+        if self._watch.changed():
+            self._read_again()
+        return self._ring
+
+    def _read_again(self) -> None:
+        try:
+            self._ring = read_keys(self._path)
+        except KeyFileError as error:
+            logger.error("%s; the keys read before stay valid", error)
+        else:
+            logger.info("read %d API keys again", len(self._ring.keys))
+
+
+def read_keys(path: Path) -> KeyRing:
+    """Raises KeyFileError, also for a file that others than its owner and group may read or write."""
+    try:
+        with path.open("rb") as stream:
+            _check_kind(path, os.fstat(stream.fileno()))
+            return parse_keys(stream.read(MAX_FILE_BYTES).decode("utf-8"))
+    except OSError as error:
+        raise KeyFileError(f"api_keys: {path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise KeyFileError(f"api_keys: {path} is not UTF-8") from None
+    except KeyFileError as error:
+        raise KeyFileError(f"api_keys: {path}: {error}") from None
+
+
+def append_key(path: Path, key: Key) -> None:
+    """Add a key; the file is made, for its owner alone, where there is none. Raises KeyFileError."""
+    entry = {
+        "id": f'"{key.id}"',
+        "role": f'"{key.role.label}"',
+        "sha256": f'"{key.digest.hex()}"',
+        "created": _timestamp(key.created),
+        **({} if key.expires is None else {"expires": _timestamp(key.expires)}),
+    }
+    _append(path, "keys", entry, os.O_CREAT)
+
+
+def append_revocation(path: Path, key_id: str) -> None:
+    _append(path, "revoked", {"id": f'"{key_id}"', "at": _timestamp(datetime.now(UTC))}, 0)
+
+
+def _append(path: Path, table: str, entry: dict[str, str], flags: int) -> None:
+    block = f"\n[[{table}]]\n" + "".join(f"{name} = {value}\n" for name, value in entry.items())
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o600)
+        try:
+            os.write(descriptor, block.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _timestamp(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _check_kind(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise KeyFileError("not a file")
+    if found.st_mode & stat.S_IRWXO:
+        raise KeyFileError(f"open to every user (mode {stat.S_IMODE(found.st_mode):04o}); chmod o-rwx {path}")
+    if found.st_size > MAX_FILE_BYTES:
+        raise KeyFileError(f"more than {MAX_FILE_BYTES} bytes, the limit")

@@ -1,0 +1,49 @@
+"""What uvicorn is told about connections and TLS, from the settings."""
+
+import resource
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from service.connections import Connection, House
+from service.errors import SettingsError
+from service.metrics import Metrics
+from service.settings import Settings
+from service.tls import Certificate, certificate_of
+
+OTHER_FILES = 128  # the bundle, the log, pipes to workers, the listening sockets
+
+
+def transport_options(settings: Settings, metrics: Metrics) -> dict[str, Any]:
+    """Arguments of uvicorn.Config. Raises SettingsError."""
+    certificate = certificate_of(settings)
+    _allow_open_files(settings.max_connections + OTHER_FILES)
+    house = House(
+        max_connections=settings.max_connections,
+        max_head_bytes=settings.max_head_bytes,
+        head_timeout_seconds=settings.head_timeout_seconds,
+        # A little more than the app gives, whose answer says what was wrong.
+        body_timeout_seconds=settings.request_timeout_seconds + 1,
+        on_refusal=lambda code: metrics.rejected.labels(code).inc(),
+        on_connection=_nothing if certificate is None else certificate.renew,
+    )
+    return {
+        "http": partial(Connection, house=house),
+        "ssl_context_factory": None if certificate is None else _context_of(certificate),
+    }
+
+
+def _context_of(certificate: Certificate) -> Callable[[object, object], object]:
+    return lambda config, default: certificate.context
+
+
+def _nothing() -> None:
+    """Without a certificate none is renewed."""
+
+
+def _allow_open_files(number: int) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < number:
+        raise SettingsError(f"max_connections: needs {number} open files; this process may have {hard} (ulimit -Hn)")
+    if soft != resource.RLIM_INFINITY and soft < number:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))

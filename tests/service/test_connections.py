@@ -1,0 +1,349 @@
+"""Slow, half-open, oversized and smuggling peers against the real protocol on real sockets."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import pytest
+import uvicorn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from uvicorn.server import ServerState
+
+from service.connections import Connection, House
+
+NEVER = 1000.0
+GET = b"GET /path HTTP/1.1\r\nhost: a\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nhost: a\r\n"
+
+
+async def echo(scope, receive, send) -> None:
+    """Answers with what it took the request to be."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body, more = body + message["body"], message["more_body"]
+    size = int(scope["path"].strip("/")) if scope["path"].strip("/").isdecimal() else 0
+    answer = json.dumps({"path": scope["path"], "body": len(body)}).encode() + b" " * size
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
+    await send({"type": "http.response.body", "body": answer})
+
+
+class Site:
+    def __init__(self, port: int, house: House, state: ServerState, refused: Counter[str]):
+        self.port, self.house, self.state, self.refused = port, house, state, refused
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self._writers.append(writer)
+        return reader, writer
+
+    async def close(self) -> None:
+        for connection in list(self.state.connections):
+            connection.transport.abort()
+        for writer in self._writers:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+        await until(lambda: not self.state.connections)
+
+    async def ask(self, request: bytes) -> bytes:
+        """All that is answered until the server closes."""
+        reader, writer = await self.connect()
+        writer.write(request)
+        return await read_to_end(reader)
+
+
+@asynccontextmanager
+async def running(**limits: float) -> AsyncIterator[Site]:
+    refused: Counter[str] = Counter()
+    house = House(
+        **{
+            "max_connections": 100,
+            "max_head_bytes": 2048,
+            "head_timeout_seconds": NEVER,
+            "body_timeout_seconds": NEVER,
+            "on_refusal": lambda code: refused.update([code]),
+            "on_connection": lambda: None,
+            **limits,
+        }
+    )
+    config = uvicorn.Config(echo, log_config=None, lifespan="off")
+    config.load()
+    state = ServerState()
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(partial(Connection, config, state, {}, None, house=house), "127.0.0.1", 0)
+    site = Site(server.sockets[0].getsockname()[1], house, state, refused)
+    try:
+        yield site
+    finally:
+        server.close()
+        await site.close()
+
+
+async def read_to_end(reader: asyncio.StreamReader) -> bytes:
+    """Up to the end, whichever way the server ends it."""
+    answer = b""
+    try:
+        async with asyncio.timeout(30):
+            while chunk := await reader.read(65536):
+                answer += chunk
+    except ConnectionError:
+        pass
+    return answer
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def run(scenario: Callable[[Site], Awaitable[None]], **limits: float) -> None:
+    async def inside() -> None:
+        async with running(**limits) as site:
+            await scenario(site)
+
+    asyncio.run(inside())
+
+
+def test_good_requests_share_a_connection():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for body in (b"", b"x" * 10_000):
+            writer.write(POST + b"content-length: %d\r\n\r\n" % len(body) + body)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 200")
+            assert json.loads(await reader.readuntil(b"}"))["body"] == len(body)
+        assert not site.refused
+
+    run(scenario)
+
+
+SMUGGLED = {
+    "length and encoding": POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "encoding and length": POST + b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
+    "two lengths": POST + b"content-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
+    "a list of lengths": POST + b"content-length: 4, 5\r\n\r\nabcde",
+    "a signed length": POST + b"content-length: +4\r\n\r\nabcd",
+    "a negative length": POST + b"content-length: -4\r\n\r\nabcd",
+    "a length beyond 64 bits": POST + b"content-length: 99999999999999999999999\r\n\r\nabcd",
+    "a hexadecimal length": POST + b"content-length: 0x4\r\n\r\nabcd",
+    "chunked that is not last": POST + b"transfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+    "chunked twice": POST + 2 * b"transfer-encoding: chunked\r\n" + b"content-length: 1\r\n\r\n0\r\n\r\n",
+    "an encoding with another letter": POST + b"transfer-encoding: xchunked\r\n\r\n0\r\n\r\n",
+    "space before the colon": POST + b"content-length : 4\r\n\r\nabcd",
+    "a folded header": POST + b"content-length: 4\r\nx: a\r\n b\r\n\r\nabcd",
+    "a lone carriage return": POST + b"x: a\rcontent-length: 4\r\n\r\nabcd",
+    "a zero byte in a header": POST + b"x: a\0b\r\n\r\n",
+    "an endless chunk size": POST + b"transfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
+    "a chunk size that is none": POST + b"transfer-encoding: chunked\r\n\r\n4 x\r\nabcd\r\n0\r\n\r\n",
+    "another protocol": b"SSH-2.0-OpenSSH_9.9\r\n",
+    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_bytes", SMUGGLED.values(), ids=SMUGGLED.keys())
+def test_what_two_readers_could_read_differently_is_refused(request_bytes):
+    """As one request, with the connection closed after it: what follows is never a request of its own."""
+
+    async def scenario(site: Site) -> None:
+        answer = await site.ask(request_bytes + GET)
+        assert b"/path" not in answer
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:lgm-guard:problem:malformed-http"
+        assert site.refused == {"malformed-http": 1}
+
+    run(scenario)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(garbage=st.binary(min_size=1, max_size=200))
+def test_no_garbage_breaks_it(garbage):
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(garbage + b"\r\n\r\n" + GET)
+        writer.write_eof()
+        answer = await read_to_end(reader)
+        assert not answer.startswith(b"HTTP/1.1 5")
+        assert b"200 OK" in await site.ask(GET.replace(b"host", b"connection: close\r\nhost"))
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /" + b"a" * 3000 + b" HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: " + b"a" * 3000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"a" * 3000 + b": x\r\n\r\n",
+        b"GET / HTTP/1.1\r\n" + b"".join(b"a: b\r\n" for _ in range(101)) + b"\r\n",
+    ],
+    ids=["target", "value", "name", "number"],
+)
+def test_a_head_that_is_too_large_is_refused(head):
+    async def scenario(site: Site) -> None:
+        answer = await site.ask(head)
+        assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+        assert b"2048 bytes or 100 headers, the limits" in answer
+        assert site.refused == {"head-too-large": 1}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /",
+        b"GET / HTTP/1.1\r\nx: ",
+        POST + b"transfer-encoding: chunked\r\n\r\n0\r\nx: ",
+        POST + b"transfer-encoding: chunked\r\n\r\n1;",
+    ],
+    ids=["target", "value", "trailer", "chunk extension"],
+)
+def test_what_never_ends_is_cut_off_at_the_limit(start):
+    """One unended line would else grow in the parser's memory, whatever the limit on bodies."""
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(start)
+        sent = 0
+        while not site.refused:
+            writer.write(b"a" * 1024)
+            sent += 1024
+            await asyncio.sleep(0)
+            assert sent < 4_000_000
+        assert (await read_to_end(reader)).startswith(b"HTTP/1.1 431")
+        assert site.refused == {"head-too-large": 1}
+        await until(lambda: not site.state.connections)
+
+    run(scenario)
+
+
+def test_tiny_chunks_may_frame_no_more_than_they_carry_and_a_head():
+    async def scenario(site: Site) -> None:
+        start = POST + b"transfer-encoding: chunked\r\n\r\n"
+        fair = b"".join(b"40\r\n" + b"a" * 64 + b"\r\n" for _ in range(5000))
+        reader, writer = await site.connect()
+        writer.write(start + fair + b"0\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        assert json.loads(await reader.readuntil(b"}"))["body"] == 320_000
+        assert (await site.ask(start + b"1\r\na\r\n" * 500_000)).startswith(b"HTTP/1.1 431")
+        assert site.refused == {"head-too-large": 1}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"GET / HT", GET[:-2], POST + b"content-length: 5\r\n\r\nab", b"\r\n"],
+    ids=["nothing", "half a line", "half a head", "half a body", "a blank line"],
+)
+def test_who_does_not_go_on_is_cut_off(start):
+    async def scenario(site: Site) -> None:
+        assert await site.ask(start) == b""
+        await until(lambda: not site.state.connections)
+
+    run(scenario, head_timeout_seconds=0.05, body_timeout_seconds=0.05)
+
+
+def test_a_head_that_drips_is_cut_off_all_the_same():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        ended = asyncio.create_task(read_to_end(reader))
+        writer.write(b"GET / HTTP/1.1\r\n")
+        while not ended.done():
+            writer.write(b"x: y\r\n")
+            await asyncio.sleep(0.02)
+        assert await ended == b""
+
+    run(scenario, head_timeout_seconds=0.2, max_head_bytes=10**6)
+
+
+def test_blank_lines_do_not_keep_an_idle_connection():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(GET)
+        await reader.readuntil(b"}")
+        ended = asyncio.create_task(read_to_end(reader))
+        while not ended.done():
+            writer.write(b"\r\n")
+            await asyncio.sleep(0.02)
+        assert await ended == b""
+
+    run(scenario, head_timeout_seconds=0.2)
+
+
+def test_a_slow_body_that_arrives_in_time_is_taken():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(POST + b"content-length: 5\r\n\r\n")
+        for byte in b"abcde":
+            await asyncio.sleep(0.05)  # longer altogether than a head may take
+            writer.write(bytes([byte]))
+        await reader.readuntil(b"\r\n\r\n")
+        assert json.loads(await reader.readuntil(b"}"))["body"] == 5
+
+    run(scenario, head_timeout_seconds=0.1, body_timeout_seconds=30)
+
+
+def test_who_does_not_read_the_answer_is_cut_off():
+    async def scenario(site: Site) -> None:
+        _, writer = await site.connect()
+        writer.transport.pause_reading()
+        writer.write(GET.replace(b"/path", b"/50000000"))
+        await until(lambda: len(site.state.connections) == 1)
+        await until(lambda: not site.state.connections)
+
+    run(scenario, head_timeout_seconds=0.05)
+
+
+def test_a_full_house_closes_the_connection_that_is_idle_longest():
+    async def scenario(site: Site) -> None:
+        idle = [await site.connect() for _ in range(3)]
+        await until(lambda: len(site.house.idle) == 3)
+        idle[0][1].write(GET)  # the first has just been busy, so the second is idle longest
+        await idle[0][0].readuntil(b"}")
+        assert b"200 OK" in await site.ask(GET.replace(b"host", b"connection: close\r\nhost"))
+        assert await read_to_end(idle[1][0]) == b""
+        assert len(site.state.connections) == 2
+
+    run(scenario, max_connections=3)
+
+
+def test_a_house_full_of_requests_turns_newcomers_away():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(POST + b"content-length: 5\r\n\r\nab")
+        await until(lambda: len(site.state.connections) == 1 and not site.house.idle)
+        assert await site.ask(GET) == b""
+        writer.write(b"cde")
+        assert (await reader.readuntil(b"}")).endswith(b'"body": 5}')
+
+    run(scenario, max_connections=1)
+
+
+def test_nothing_is_kept_of_connections_that_are_gone():
+    async def scenario(site: Site) -> None:
+        for _ in range(20):
+            reader, writer = await site.connect()
+            writer.write(GET)
+            await reader.readuntil(b"}")
+            writer.close()
+        await until(lambda: not site.state.connections)
+        assert not site.house.idle
+
+    run(scenario)
+
+
+def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request():
+    async def scenario(site: Site) -> None:
+        assert await site.ask(POST + b"content-length: 1\r\n\r\na" + b"garbage\r\n\r\n") == b""
+
+    run(scenario)
