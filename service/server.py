@@ -18,6 +18,7 @@ from service.errors import SettingsError
 from service.logs import configure_logs
 from service.runtime import Runtime
 from service.settings import Settings
+from service.transport import HTTPProtocol
 
 logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's, so that it is the proxy that closes
@@ -33,6 +34,7 @@ def serve(settings: Settings) -> None:
         runtime = Runtime(settings=settings)
         config = uvicorn.Config(
             create_app(settings, runtime=runtime),
+            http=HTTPProtocol,
             log_config=None,
             access_log=False,
             server_header=False,
