@@ -153,7 +153,7 @@ class Batcher:
             if (seconds := self._seconds_to_collect()) > 0:
                 self._dispatch_after(seconds)
                 return
-            self._start(self._idle.pop(0), self._take())
+            self._start(self._idle.pop(), self._take())  # the last to judge, whose caches are warm
 
     def _find_wanted(self) -> bool:
         """Whether anything waits, once work that needs no answer any more is gone from the queue's head."""

@@ -9,12 +9,14 @@ import asyncio
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from pydantic_core import to_json
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from service.joined_writes import JoinedWrites
 
 MAX_HEADERS = 100
 MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
@@ -58,7 +60,8 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._writes = JoinedWrites(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._writes))
         self._house.on_connection()
         if len(self.connections) > self._house.max_connections and not self._make_room():
             return transport.abort()
@@ -114,6 +117,7 @@ class Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._house.idle.pop(self, None)
         self._stop_looking()
+        self.transport = self._writes.release()
         super().handle_websocket_upgrade()
 
     def send_400_response(self, msg: str) -> None:

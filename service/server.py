@@ -1,6 +1,7 @@
 """The process behind `lgm serve`: bind, load, listen; on SIGTERM leave in an order that fails no request."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -77,6 +78,8 @@ class Server(uvicorn.Server):
 
     def _check_loaded(self, loading: asyncio.Task[None]) -> None:
         """A service that can never be ready ends."""
+        gc.collect()
+        gc.freeze()  # what was imported stays; collections that go through it all would hold up requests
         if not loading.cancelled() and loading.exception() is not None:
             self.failure = loading.exception()
             self.should_exit = True
