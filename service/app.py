@@ -10,14 +10,14 @@ from fastapi import FastAPI
 from service import problems
 from service.docs import router as docs_router
 from service.fast_routes import FastRoutes
-from service.limits import Limits, flight_of, limiter_of
+from service.limits import Limits
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
 from service.routes import inference, models, operations, predict
 from service.runtime import Runtime
-from service.security import Access, Security
+from service.security import Security
 from service.settings import Settings
-from service.tracing import Tracing, spans_of
+from service.tracing import Tracing
 
 DESCRIPTION = "An image classifier that knows how likely its input is."
 
@@ -41,11 +41,11 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.include_router(docs_router)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Limits, flight=flight_of(settings), limiter=limiter_of(settings), runtime=runtime)
-    app.add_middleware(Security, access=Access.of(settings), runtime=runtime)
+    app.add_middleware(Limits, flight=runtime.flight, limiter=runtime.limiter, runtime=runtime)
+    app.add_middleware(Security, access=runtime.access, runtime=runtime)
     app.add_middleware(Observation, runtime=runtime)
     app.add_middleware(RequestIdentity, runtime=runtime)
-    app.add_middleware(Tracing, spans=spans_of(settings))
+    app.add_middleware(Tracing, spans=runtime.spans)
     problems.add_handlers(app, runtime)
     app.__dict__["openapi"] = partial(_openapi, app)
     return app

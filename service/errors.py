@@ -1,5 +1,6 @@
 """What can go wrong with a request. Nothing here knows of HTTP; problems.py says which status each error is."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -107,6 +108,10 @@ class RateLimitedError(ServiceError):
     """One caller sends faster than it may."""
 
     code = "rate-limited"
+
+    def __init__(self, retry_after_seconds: float):
+        self.retry_after_seconds = math.ceil(retry_after_seconds)
+        super().__init__(f"this caller sends faster than it may; come back in {self.retry_after_seconds} s")
 
 
 class KeyFileError(ConfigurationError):

@@ -1,9 +1,7 @@
 """Pure ASGI: the request's id, its time and log line, security headers, the body's limit."""
 
 import logging
-import os
 import random
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, FieldFault
+from service.headers import header_of, request_id_of
 from service.problems import CLIENT_CLOSED_REQUEST, internal_error
 from service.runtime import Runtime
 
@@ -18,7 +17,6 @@ logger = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
 Header = tuple[bytes, bytes]
 
-SANE_ID = re.compile(rb"(?!lgm_)[A-Za-z0-9._-]{1,64}")  # never an API key: ids are logged
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -31,15 +29,6 @@ NO_CONTENT_POLICY = (CONTENT_POLICY, b"default-src 'none'; frame-ancestors 'none
 STRICT_TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 
 
-def header_of(scope: Scope, name: bytes) -> bytes:
-    """The first header of that name, in lower case; empty if there is none."""
-    value: bytes
-    for found, value in scope["headers"]:
-        if found == name:
-            return value
-    return b""
-
-
 class RequestIdentity:
     """Gives each request an id (the caller's where it is sane) and each answer its headers."""
 
@@ -49,8 +38,7 @@ class RequestIdentity:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        given = header_of(scope, b"x-request-id")
-        request_id = given if SANE_ID.fullmatch(given) else os.urandom(16).hex().encode()
+        request_id = request_id_of(header_of(scope, b"x-request-id"))
         scope.setdefault("state", {})["request_id"] = request_id.decode()
 
         async def send_with_headers(message: Message) -> None:

@@ -5,10 +5,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from service.access import OPEN_PATHS
 from service.inference_protocol.schemas import InferenceRequest
 from service.problems import MEDIA_TYPE
 from service.schemas import PredictRequest
-from service.security import OPEN_PATHS
 
 COMPONENTS = "#/components/schemas/{model}"
 KEYS = {

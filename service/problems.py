@@ -65,7 +65,7 @@ def count(runtime: Runtime, error: ServiceError) -> None:
 def of_service_error(scope: Scope, error: ServiceError) -> Response:
     status = STATUSES[type(error)]
     faults = error.faults if isinstance(error, RequestError) else ()
-    headers = {"Retry-After": str(error.retry_after_seconds)} if status == 503 else {}
+    headers = {"Retry-After": str(error.retry_after_seconds)} if status in (429, 503) else {}
     return problem(scope, status, str(error), code=error.code, faults=faults, headers=headers)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from service.settings import Settings
+
 MAX_BUCKETS = 10_000
 OVERFLOW = "*"
 SWEEP_SECONDS = 1.0
@@ -27,6 +29,11 @@ class Allowance:
     @property
     def granted(self) -> bool:
         return self.retry_after_seconds == 0
+
+    @property
+    def told(self) -> str:
+        """The value of RateLimit."""
+        return f'"images";r={self.remaining};t={math.ceil(self.full_after_seconds)}'
 
 
 class RateLimiter(Protocol):
@@ -86,3 +93,9 @@ class TokenBuckets:
             self._next_sweep = now + SWEEP_SECONDS
             self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
         return caller if len(self._full_at) < MAX_BUCKETS else OVERFLOW
+
+
+def limiter_of(settings: Settings) -> RateLimiter | None:
+    if not settings.rate_limit:
+        return None
+    return TokenBuckets(per_second=settings.rate_limit, burst=settings.rate_limit_burst)

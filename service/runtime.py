@@ -4,23 +4,37 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from service.access import Access
 from service.engine import Engine
 from service.errors import NotReadyError
+from service.flight import Flight, flight_of
 from service.metrics import Metrics
+from service.rate_limit import RateLimiter, limiter_of
 from service.registry import Registry
 from service.settings import Settings
+from service.tracing import Spans, spans_of
 
 
 @dataclass(kw_only=True, slots=True)
 class Runtime:
+    """Shared by HTTP and gRPC: a caller passes one door and has one allowance. Raises KeyFileError, SettingsError."""
+
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     registry: Registry = field(init=False)
+    access: Access = field(init=False)
+    flight: Flight = field(init=False)
+    limiter: RateLimiter | None = field(init=False)
+    spans: Spans | None = field(init=False)
     loading: asyncio.Task[None] | None = None
     draining: bool = False
 
     def __post_init__(self) -> None:
         self.registry = Registry(self.settings, self.metrics)
+        self.access = Access.of(self.settings)
+        self.flight = flight_of(self.settings)
+        self.limiter = limiter_of(self.settings)
+        self.spans = spans_of(self.settings)
 
     def start(self) -> None:
         """Begin to load the default model; meanwhile the process is alive and not ready."""

@@ -14,12 +14,13 @@ import torch
 import uvicorn
 
 from detectors.bundle import load_manifest
+from service.access import check_exposure
+from service.addresses import resolve, with_port
 from service.app import create_app
 from service.devices import resolve_devices
 from service.errors import SettingsError
 from service.logs import configure_logs
 from service.runtime import Runtime
-from service.security import check_exposure
 from service.settings import Settings
 from service.transport import transport_options
 
@@ -72,7 +73,7 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            logger.info("listening on %s://%s:%d", scheme, f"[{host}]" if ":" in host else host, port)
+            logger.info("listening on %s://%s", scheme, with_port(host, port))
         if self._runtime.loading is not None:
             self._runtime.loading.add_done_callback(self._check_loaded)
 
@@ -111,9 +112,7 @@ def _grpc_listener(settings: Settings) -> ListenGrpc | None:
 
 def _bind(settings: Settings) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, address = resolve(settings.host, settings.port)
         with ExitStack() as on_failure:
             listener = on_failure.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -1,6 +1,9 @@
 """OpenTelemetry spans of a request; imported only where traces are asked for (pip install 'lgm-guard[tracing]')."""
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
@@ -27,6 +30,7 @@ from service.tracing import announcing
 
 PROPAGATOR = TraceContextTextMapPropagator()
 CARRIED = (b"traceparent", b"tracestate")
+SERVER_FAULTS = frozenset({2, 4, 12, 13, 14, 15})  # of gRPC's codes; the others are the caller's
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -48,27 +52,53 @@ class RequestSpans:
         self._tracer = tracer
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        span = self._start(scope)
+        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
+        attributes = {"http.request.method": method, "url.scheme": scope.get("scheme", "http")}
+        with self._opened(method, dict(scope["headers"]), scope["state"], attributes) as (span, traceparent):
+            try:
+                await app(scope, receive, _watching(span, announcing(send, traceparent)))
+            finally:
+                _name_route(span, scope)
+
+    @contextmanager
+    def call(self, method: str, headers: Mapping[bytes, bytes], state: dict[str, Any]) -> Iterator["RequestSpan"]:
+        """A call over gRPC; method is the service's and its own name, apart by a slash."""
+        service, _, name = method.partition("/")
+        attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": name}
+        with self._opened(method, headers, state, attributes) as (span, traceparent):
+            yield RequestSpan(traceparent, span)
+
+    @contextmanager
+    def _opened(
+        self, name: str, headers: Mapping[bytes, bytes], state: dict[str, Any], attributes: Mapping[str, str]
+    ) -> Iterator[tuple[Span, str]]:
+        """The span of a request with these headers, and its own traceparent."""
+        given = {name.decode(): headers[name].decode("latin-1") for name in CARRIED if name in headers}
+        context = PROPAGATOR.extract(given, Context())
+        span = self._tracer.start_span(name, context=context, kind=SpanKind.SERVER, attributes=dict(attributes))
         carrier: dict[str, str] = {}
         PROPAGATOR.inject(carrier, set_span_in_context(span, Context()))
-        scope["state"]["trace_id"] = format_trace_id(span.get_span_context().trace_id)
+        state["trace_id"] = format_trace_id(span.get_span_context().trace_id)
         recorder.set(_Recorder(self._tracer, span).record if span.is_recording() else None)
         try:
             with use_span(span, record_exception=False, set_status_on_exception=False):
-                await app(scope, receive, _watching(span, announcing(send, carrier["traceparent"])))
+                yield span, carrier["traceparent"]
         finally:
-            _describe(span, scope)
+            _identify(span, state)
             span.end()
 
-    def _start(self, scope: Scope) -> Span:
-        carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in CARRIED}
-        method = scope["method"] if scope["method"] in METHODS else "_OTHER"
-        return self._tracer.start_span(
-            method,
-            context=PROPAGATOR.extract(carrier, Context()),
-            kind=SpanKind.SERVER,
-            attributes={"http.request.method": method, "url.scheme": scope.get("scheme", "http")},
-        )
+
+@dataclass(frozen=True, slots=True)
+class RequestSpan:
+    """The span of a call over gRPC."""
+
+    traceparent: str
+    span: Span
+
+    def answered(self, code: int) -> None:
+        self.span.set_attribute("rpc.grpc.status_code", code)
+        if code in SERVER_FAULTS:
+            self.span.set_status(Status(StatusCode.ERROR))
 
 
 class _Recorder:
@@ -97,13 +127,16 @@ def _watching(span: Span, send: Send) -> Send:
     return watching_send
 
 
-def _describe(span: Span, scope: Scope) -> None:
-    """Under the route's template, never the path; with the request's identities, never a key."""
-    state: dict[str, Any] = scope["state"]
+def _name_route(span: Span, scope: Scope) -> None:
+    """Under the route's template, never the path."""
     route = getattr(scope.get("route"), "path", None)
     if route is not None:
         span.update_name(f"{scope['method']} {route}")
         span.set_attribute("http.route", route)
+
+
+def _identify(span: Span, state: Mapping[str, Any]) -> None:
+    """The request's identities, never a key."""
     for name in ("request_id", "key", "num_images"):
         if name in state:
             span.set_attribute(f"lgm.{name}", state[name])

@@ -2,16 +2,18 @@
 
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import SettingsError
+from service.headers import header_of
 from service.logs import request_state
-from service.middleware import header_of
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,11 +46,27 @@ def parse_traceparent(value: bytes) -> TraceParent | None:
     return TraceParent(known.decode("ascii"), trace_id.decode("ascii"))
 
 
+class CallSpan(Protocol):
+    """The span of a call over gRPC."""
+
+    @property
+    def traceparent(self) -> str:
+        """To be answered."""
+
+    def answered(self, code: int) -> None:
+        """By gRPC's number."""
+
+
 class Spans(Protocol):
     """Serves a request inside a span."""
 
     async def serve(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app; the span goes on from the request's traceparent, if it has one."""
+
+    def call(
+        self, method: str, headers: Mapping[bytes, bytes], state: dict[str, Any]
+    ) -> AbstractContextManager[CallSpan]:
+        """The same of a call over gRPC."""
 
 
 class Tracing:

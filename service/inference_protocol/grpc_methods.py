@@ -12,13 +12,14 @@ from service.inference_protocol.metadata import model_metadata, server_metadata
 from service.runtime import Runtime
 
 CHEAP_BYTES = 1024 * 1024
+State = dict[str, Any]
 
 
-async def server_live(runtime: Runtime, request: Any) -> Any:
+async def server_live(runtime: Runtime, request: Any, state: State) -> Any:
     return messages.ServerLiveResponse(live=True)
 
 
-async def server_ready(runtime: Runtime, request: Any) -> Any:
+async def server_ready(runtime: Runtime, request: Any, state: State) -> Any:
     try:
         runtime.check_ready()
     except NotReadyError:
@@ -26,7 +27,7 @@ async def server_ready(runtime: Runtime, request: Any) -> Any:
     return messages.ServerReadyResponse(ready=True)
 
 
-async def model_ready(runtime: Runtime, request: Any) -> Any:
+async def model_ready(runtime: Runtime, request: Any, state: State) -> Any:
     try:
         ready_engine(runtime, request.name, request.version or None)
     except NotReadyError:
@@ -34,15 +35,15 @@ async def model_ready(runtime: Runtime, request: Any) -> Any:
     return messages.ModelReadyResponse(ready=True)
 
 
-async def server_metadata_of(runtime: Runtime, request: Any) -> Any:
+async def server_metadata_of(runtime: Runtime, request: Any, state: State) -> Any:
     return messages.ServerMetadataResponse(**server_metadata().model_dump())
 
 
-async def model_metadata_of(runtime: Runtime, request: Any) -> Any:
+async def model_metadata_of(runtime: Runtime, request: Any, state: State) -> Any:
     return grpc_messages.model_metadata_message(model_metadata(_engine(runtime, request.name, request.version)))
 
 
-async def model_infer(runtime: Runtime, request: Any) -> Any:
+async def model_infer(runtime: Runtime, request: Any, state: State) -> Any:
     settings = runtime.settings
     engine = _engine(runtime, request.model_name, request.model_version)
     engine.check_room()
@@ -50,6 +51,7 @@ async def model_infer(runtime: Runtime, request: Any) -> Any:
     work = partial(grpc_messages.decode, request, engine.image_format, max_instances=settings.max_instances)
     cheap = bool(request.raw_input_contents) and request.ByteSize() <= CHEAP_BYTES
     inference, judgements = await judge(engine, work, settings, deadline=deadline, cheap=cheap)
+    state["num_images"] = len(judgements)
     return grpc_messages.encode(engine, inference, judgements)
 
 

@@ -22,13 +22,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service.access import Access
 from service.connections import Connection, House
+from service.flight import Flight
 from service.key_file import KeyFile, append_key
 from service.keys import Role, make_key
-from service.limits import Flight, Limits
+from service.limits import Limits
 from service.rate_limit import TokenBuckets
 from service.runtime import Runtime
-from service.security import Access, Security
+from service.security import Security
 from service.settings import load_settings
 from service.spans import RequestSpans
 from service.tracing import Tracing

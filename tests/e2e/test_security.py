@@ -23,7 +23,7 @@ LGM = str(Path(sys.executable).with_name("lgm"))
 
 
 def started(*arguments: str) -> Iterator[Server]:
-    server = Server("--threads", "1", "--drain-seconds", "0", *arguments)
+    server = Server("--workers", "1", "--threads", "1", "--drain-seconds", "0", *arguments)
     yield server
     if server.process.poll() is None:
         server.stop()
@@ -53,17 +53,11 @@ def guarded(keys_path: Path, key: str) -> Iterator[Server]:
 
 def test_a_key_opens_and_its_id_stands_in_the_log(guarded: Server, key: str):
     headers = {**PNG, "authorization": f"Bearer {key}", "x-request-id": "with-a-key"}
-    with httpx.Client(base_url=guarded.await_url(), timeout=TIMEOUT) as client:
-        await_ready(client)
+    with httpx.Client(base_url=guarded.await_ready(), timeout=TIMEOUT) as client:
         assert client.post("/v1/predict", content=SEVEN, headers=headers).status_code == 200
         assert client.post("/v1/predict", content=SEVEN, headers=PNG).status_code == 401
         assert client.get("/v1/quarantine", headers=headers).status_code == 403
         assert client.get("/healthz").status_code == 200
-
-
-def await_ready(client: httpx.Client) -> None:
-    while client.get("/readyz").status_code != 200:
-        pass
 
 
 def test_a_head_is_limited_in_size_and_in_time(guarded: Server):
@@ -77,8 +71,7 @@ def test_a_head_is_limited_in_size_and_in_time(guarded: Server):
 def test_no_key_is_ever_logged(guarded: Server, key: str):
     """Wherever a caller puts one, with the most talkative log there is."""
     multipart = {"image": (f"{key}.png", SEVEN)}
-    with httpx.Client(base_url=guarded.await_url(), timeout=TIMEOUT) as client:
-        await_ready(client)
+    with httpx.Client(base_url=guarded.await_ready(), timeout=TIMEOUT) as client:
         for name in ("authorization", "x-api-key", "x-request-id", "traceparent", "cookie", "user-agent", "referer"):
             for value in (key, f"Bearer {key}"):
                 client.post("/v1/predict", content=SEVEN, headers={**PNG, name: value})
@@ -227,10 +220,9 @@ def collector() -> Iterator[Collector]:
 
 def test_spans_arrive_at_a_collector_before_the_process_ends(collector: Collector):
     endpoint = f"http://127.0.0.1:{collector.server_port}/v1/traces"
-    server = Server("--threads", "1", "--drain-seconds", "0", "--trace-endpoint", endpoint)
+    server = Server("--workers", "1", "--threads", "1", "--drain-seconds", "0", "--trace-endpoint", endpoint)
     given = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    with httpx.Client(base_url=server.await_url(), timeout=TIMEOUT) as client:
-        await_ready(client)
+    with httpx.Client(base_url=server.await_ready(), timeout=TIMEOUT) as client:
         client.post("/v1/predict", content=SEVEN, headers={**PNG, "traceparent": given})
     assert server.stop() == 0
     groups = [group for request in collector.requests for group in request.resource_spans]
@@ -244,9 +236,10 @@ def test_spans_arrive_at_a_collector_before_the_process_ends(collector: Collecto
 
 
 def test_a_collector_that_is_down_costs_no_request():
-    server = Server("--threads", "1", "--drain-seconds", "0", "--trace-endpoint", "http://127.0.0.1:9/v1/traces")
-    with httpx.Client(base_url=server.await_url(), timeout=TIMEOUT) as client:
-        await_ready(client)
+    server = Server(
+        "--workers", "1", "--threads", "1", "--drain-seconds", "0", "--trace-endpoint", "http://127.0.0.1:9/v1/traces"
+    )
+    with httpx.Client(base_url=server.await_ready(), timeout=TIMEOUT) as client:
         answers = [client.post("/v1/predict", content=SEVEN, headers=PNG).status_code for _ in range(5)]
     assert answers == [200] * 5
     assert server.stop() == 0

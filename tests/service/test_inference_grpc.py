@@ -1,15 +1,13 @@
 """The protocol's gRPC server: its messages, its codes, its limits, and its place in the process."""
 
 import asyncio
-import os
-import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +24,14 @@ from model.data import to_unit
 from service import errors
 from service.engine import Engine
 from service.inference_protocol import messages
-from service.inference_protocol.grpc_server import CODES, listen
+from service.inference_protocol.grpc_calls import CODES
 from service.inference_protocol.outputs import OUTPUTS
 from service.problems import STATUSES
 from service.runtime import Runtime
-from service.settings import load_settings
 from tests.server import TIMEOUT, Server
+from tests.service.grpc_scenarios import PATH, held, outcome, raw, run_scenario
 
 ModelInferRequest = messages.REQUESTS["ModelInfer"]
-PATH = "/inference.GRPCInferenceService/"
 FOLDER = Path(messages.__file__).parent
 
 
@@ -69,11 +66,6 @@ def refused(channel: grpc.Channel, request: Any, name: str = "ModelInfer") -> tu
     with pytest.raises(grpc.RpcError) as caught:
         call(channel, name, request)
     return caught.value.code(), caught.value.details()
-
-
-def raw(images: np.ndarray, **changed: Any) -> Any:
-    tensor = {"name": "images", "datatype": "FP32", "shape": images.shape, **changed}
-    return ModelInferRequest(model_name="digits", inputs=[tensor], raw_input_contents=[images.tobytes()])
 
 
 def typed(images: np.ndarray, datatype: str, field: str) -> Any:
@@ -258,7 +250,7 @@ def test_no_message_breaks_it(channel, request):
 
 
 def test_every_error_has_a_code():
-    assert set(STATUSES.values()) - set(CODES) == {408, 415}  # of slow bodies and content types, which gRPC has not
+    assert set(STATUSES.values()) - set(CODES) == {415}  # of content types, which gRPC has not
     for error, code in [
         (errors.InvalidInputError, grpc.StatusCode.INVALID_ARGUMENT),
         (errors.UnknownModelError, grpc.StatusCode.NOT_FOUND),
@@ -268,47 +260,9 @@ def test_every_error_has_a_code():
         assert CODES[STATUSES[error]] is code
 
 
-Scenario = Callable[[Runtime, grpc.aio.Channel], Awaitable[None]]
-
-
 @pytest.fixture
 def run(settings):
-    """Runs a scenario against a server in this process, with settings on top."""
-
-    def run_scenario(scenario: Scenario, *, interceptors: Any = (), **given: Any) -> None:
-        async def main() -> None:
-            runtime = Runtime(settings=load_settings(**{**settings.model_dump(), "grpc_port": 0, **given}))
-            await runtime.registry.load_default()
-            server, port = await listen(runtime, interceptors=interceptors)
-            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-                await scenario(runtime, channel)
-            await server.stop(None)
-            await runtime.close()
-
-        asyncio.run(main())
-
-    return run_scenario
-
-
-@contextmanager
-def held(runtime: Runtime) -> Iterator[None]:
-    """Meanwhile the worker processes stand still."""
-    pids = runtime.engine_for().worker_pids
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
-async def outcome(channel: grpc.aio.Channel, name: str, request: Any, **options: Any) -> grpc.aio.AioRpcError | bytes:
-    try:
-        answer: bytes = await channel.unary_unary(PATH + name)(request.SerializeToString(), **options)
-    except grpc.aio.AioRpcError as error:
-        return error
-    return answer
+    return partial(run_scenario, settings)
 
 
 def test_a_full_queue_refuses_at_once_and_a_deadline_gives_up(run, images):
@@ -370,27 +324,6 @@ def test_a_flagged_image_is_withheld_where_the_policy_says_so(run):
         assert (np.frombuffer(outputs["probabilities"], np.float32).reshape(40, 10)[flagged] == 0).all()
 
     run(scenario, policy="withhold")
-
-
-class Doorman(grpc.aio.ServerInterceptor):
-    """Lets in who brings the key; what a check of API keys looks like."""
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        if ("x-api-key", "open") in details.invocation_metadata:
-            return await continuation(details)
-        return grpc.unary_unary_rpc_method_handler(self._refuse)
-
-    async def _refuse(self, request: bytes, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a key is needed")
-
-
-def test_interceptors_see_every_call_first(run, images):
-    async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
-        refused_call = await outcome(channel, "ModelInfer", raw(images))
-        assert refused_call.code() is grpc.StatusCode.UNAUTHENTICATED
-        assert isinstance(await outcome(channel, "ModelInfer", raw(images), metadata=[("x-api-key", "open")]), bytes)
-
-    run(scenario, interceptors=[Doorman()])
 
 
 def lgm_serve(*arguments: str, blocked: str = "") -> subprocess.CompletedProcess[str]:

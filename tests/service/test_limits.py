@@ -5,11 +5,13 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from service.access import Principal
 from service.errors import OverloadedError
-from service.limits import Flight, Limits
+from service.flight import Flight
+from service.keys import Role
+from service.limits import Limits
 from service.rate_limit import TokenBuckets
 from service.runtime import Runtime
-from service.security import Principal, Role
 from service.settings import load_settings
 
 URL = "/v1/predict"

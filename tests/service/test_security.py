@@ -7,20 +7,20 @@ from contextlib import suppress
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
-from service.app import create_app
-from service.errors import KeyFileError, SettingsError, UnauthenticatedError
-from service.key_file import append_key
-from service.keys import Role, make_key
-from service.security import (
+from service.access import (
     LEAST_ROLES,
     OPEN_PATHS,
     Access,
-    Security,
     check_exposure,
     client_network,
     least_role,
     metadata_headers,
 )
+from service.app import create_app
+from service.errors import KeyFileError, SettingsError, UnauthenticatedError
+from service.key_file import append_key
+from service.keys import Role, make_key
+from service.security import Security
 from service.settings import load_settings
 from tests.service.test_keys import key_of
 

@@ -41,7 +41,7 @@ def traced(make_client, exporter, monkeypatch):
     def make(*, sampler=None, **given):
         provider = TracerProvider(resource=resource(), sampler=sampler)
         provider.add_span_processor(SimpleSpanProcessor(exporter))
-        monkeypatch.setattr("service.app.spans_of", lambda settings: RequestSpans(provider.get_tracer("test")))
+        monkeypatch.setattr("service.runtime.spans_of", lambda settings: RequestSpans(provider.get_tracer("test")))
         return make_client(**given)
 
     return make
