@@ -347,6 +347,23 @@ async def test_idle_devices_share_a_large_request_and_may_finish_in_any_order():
 
 
 @run
+async def test_while_one_device_is_busy_the_next_starts_with_enough_or_after_the_wait():
+    first, second = Device(), Device()
+    batcher = make_batcher(first, second, max_batch_size=64, max_wait_seconds=3600)
+    batcher.submit(images_of(0))
+    for value in range(1, 8):
+        batcher.submit(images_of(value))
+    assert (first.busy, second.busy) != (True, True)
+    batcher.submit(images_of(8))
+    assert sorted([first.batches, second.batches]) == [[[0]], [[1, 2, 3, 4, 5, 6, 7, 8]]]
+    batcher = make_batcher(Device(), last := Device(), max_wait_seconds=0.01)
+    batcher.submit(images_of(0))
+    batcher.submit(images_of(1))
+    while not (last.busy and batcher.depth == 0):
+        await asyncio.sleep(0)
+
+
+@run
 async def test_draining_judges_what_waits_and_takes_nothing_more():
     device = Device()
     batcher = make_batcher(device, max_wait_seconds=3600)
