@@ -8,7 +8,7 @@ import sys
 import threading
 from pathlib import Path
 
-TIMEOUT = 60
+TIMEOUT = 120
 
 
 class Server:
