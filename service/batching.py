@@ -1,8 +1,8 @@
 """A bounded queue of images, and how they are shared out in batches to the devices that are free.
 
-Everything here runs on one event loop. A device that is idle starts at once with what is there; what comes while all
-are busy is collected, from the first arrival on for at most max_wait_seconds. Requests larger than a batch are
-split and joined again. Nothing here knows of HTTP, of processes or of what the judging does.
+Everything here runs on one event loop. Where all devices are idle, one starts at once with what is there; what comes
+while one is busy is collected, from the first arrival on for at most max_wait_seconds. Requests larger than a batch
+are split and joined again. Nothing here knows of HTTP, of processes or of what the judging does.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from service.judgements import Judgements
 
 logger = logging.getLogger(__name__)
 
-LEAST_SHARE = 8  # images: with fewer, a second device saves a large request nothing
+LEAST_SHARE = 8  # images that make a second device worth its while; fewer cost it more than the first would take
 PATIENT_SECONDS = 0.01  # after shorter waits it is not worth asking whether the caller is still there
 MOST_DEATHS = 2  # of devices over the same images, until it is them that are blamed
 MOST_RETRY_SECONDS = 30
@@ -109,7 +109,7 @@ class Batcher:
         job = Job(
             images,
             arrived=time.monotonic(),
-            collectable=not self._idle,
+            collectable=len(self._idle) < self._num_devices,
             deadline=deadline,
             abandoned=abandoned,
             future=loop.create_future(),
@@ -174,7 +174,8 @@ class Batcher:
 
     def _seconds_to_collect(self) -> float:
         job = self._queue[0].job
-        if self._draining or not job.collectable or self._depth >= self._max_batch_size:
+        enough = self._max_batch_size if self._num_devices == 1 else min(LEAST_SHARE, self._max_batch_size)
+        if self._draining or not job.collectable or self._depth >= enough:
             return 0.0
         return min(job.arrived + self._max_wait_seconds, job.deadline) - time.monotonic()
 

@@ -25,7 +25,7 @@ class Times:
 class Job:
     """Images (n, c, h, w) and the future of their judgements.
 
-    collectable: it found no device idle. abandoned: whether its caller has gone. waiting: how many of its images
+    collectable: it found a device busy. abandoned: whether its caller has gone. waiting: how many of its images
     are in the queue. parts: judgements so far, by the row where they begin. times: filled in if there.
     """
 

@@ -23,15 +23,13 @@ MOST_DEFAULT_WORKERS = 4
 
 
 def _default_workers(given: dict[str, Any]) -> int:
-    """One processor is left to the event loop. Processes of one thread each bear other load beside them well; threads
-    that wait for each other at every layer do not.
-    """
-    return min(MOST_DEFAULT_WORKERS, max(1, available_cpus() - 1)) if given.get("device", "cpu") == "cpu" else 1
+    """Processes of one thread each bear other load beside them; threads that wait for each other do not."""
+    return min(MOST_DEFAULT_WORKERS, available_cpus()) if given.get("device", "cpu") == "cpu" else 1
 
 
 def _default_threads(given: dict[str, Any]) -> int:
     workers: int = given.get("workers", available_cpus())
-    return max(1, (available_cpus() - 1) // workers)
+    return max(1, available_cpus() // workers)
 
 
 class Settings(BaseSettings):
@@ -61,7 +59,7 @@ class Settings(BaseSettings):
         default_factory=_default_workers,
         ge=1,
         le=256,
-        description="Processes that judge, on each device; by default all processors but one, at most 4; GPUs: 1.",
+        description="Processes that judge, on each device; by default one a processor, at most 4; one on a GPU.",
     )
     threads: int = Field(
         default_factory=_default_threads,

@@ -249,3 +249,31 @@ def test_no_damaged_image_breaks_it(client, position, byte, form):
     data[position % len(data)] = byte
     response = client.post(URL, content=bytes(data), headers={"content-type": "image/*"})
     assert response.status_code in (200, 422)
+
+
+DAMAGE = st.tuples(st.integers(0, 10_000), st.integers(0, 255))
+WHOLE = [
+    (image_file(), "image/png"),
+    (image_file(form="GIF"), "image/gif"),
+    (json.dumps({"instances": [GOOD, b64(image_file())]}).encode(), "application/json"),
+    (b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nx\r\n--xyz--\r\n', BOUNDARY),
+]
+
+
+def damaged(whole: tuple[bytes, str], damages: list[tuple[int, int]], end: int) -> tuple[bytes, str]:
+    data = bytearray(whole[0])
+    for position, byte in damages:
+        data[position % len(data)] = byte
+    return bytes(data[: end % (len(data) + 1)]), whole[1]
+
+
+@pytest.mark.slow
+@given(
+    sent=st.builds(damaged, st.sampled_from(WHOLE), st.lists(DAMAGE, max_size=4), st.integers(0, 10_000))
+    | st.tuples(st.binary(max_size=400), st.sampled_from([content_type for _, content_type in WHOLE]))
+)
+@settings(max_examples=10_000, deadline=None, suppress_health_check=list(HealthCheck))
+def test_ten_thousand_malformed_bodies_break_nothing(client, sent):
+    content, content_type = sent
+    response = client.post(URL, content=content, headers={"content-type": content_type})
+    assert response.status_code in (200, 400, 415, 422)

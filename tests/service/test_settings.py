@@ -18,8 +18,8 @@ def toml(tmp_path):
 def test_defaults_are_the_documented_ones():
     settings = load_settings()
     assert (settings.host, settings.port, settings.policy, settings.device) == ("127.0.0.1", 8000, "flag", "cpu")
-    assert settings.workers == min(4, max(1, available_cpus() - 1))
-    assert settings.threads == max(1, (available_cpus() - 1) // settings.workers)
+    assert settings.workers == min(4, available_cpus())
+    assert settings.threads == available_cpus() // settings.workers
     assert settings.bundle.parts[-3:] == ("detectors", "bundles", "mnist")
 
 
