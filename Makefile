@@ -49,7 +49,7 @@ outcome-quick: install
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
-		--extra train --extra eval --extra parquet --extra timm --extra dev \
+		--extra train --extra eval --extra parquet --extra timm --extra export --extra dev \
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:

@@ -1,5 +1,6 @@
 """Both clients behind one way of asking, so that every test is a contract of both."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,19 @@ import anyio
 import pytest
 
 from service.client import AsyncClient, Client
-from tests.server import Server
+from tests.server import TIMEOUT, Server
 
 Ask = Callable[..., Any]
+
+
+def await_ready(server: Server) -> str:
+    """Its address, once it takes traffic: a service may listen before its model is loaded."""
+    url, deadline = server.await_url(), time.monotonic() + TIMEOUT
+    with Client(url) as client:
+        while client.ready() is None:
+            assert time.monotonic() < deadline, server.lines
+            time.sleep(0.05)
+    return url
 
 
 def ask_sync(url: str, method: str, *arguments: Any, request_id: str | None = None, **options: Any) -> Any:
@@ -41,6 +52,6 @@ def url(digits_bundle: Path) -> Iterator[str]:
     """A real service over the digits bundle."""
     server = Server("--bundle", str(digits_bundle), "--threads", "1", "--drain-seconds", "0")
     try:
-        yield server.await_url()
+        yield await_ready(server)
     finally:
         server.stop()

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +14,7 @@ from detectors import Screener
 from model.data import to_unit
 from service.client import FailedPrediction, Model, Prediction, ProblemError
 from tests.server import Server
-from tests.service.client.conftest import Ask
+from tests.service.client.conftest import Ask, await_ready
 from tests.service.client.scripted import ScriptedServer, answer, problem
 
 
@@ -119,7 +120,7 @@ def test_a_withheld_label_is_none(
 ) -> None:
     server = Server("--bundle", str(digits_bundle), "--threads", "1", "--drain-seconds", "0", "--policy", "withhold")
     try:
-        abnormal, digit = ask(server.await_url(), "predict", [abnormal_file, digit_files[0]]).predictions
+        abnormal, digit = ask(await_ready(server), "predict", [abnormal_file, digit_files[0]]).predictions
     finally:
         server.stop()
     assert (abnormal.label, abnormal.class_index, abnormal.probability, abnormal.flagged) == (None, None, None, True)
@@ -160,8 +161,6 @@ def test_versions_are_read(ask: Ask) -> None:
 
 
 def has_route(url: str, path: str) -> bool:
-    import httpx
-
     return path in httpx.get(f"{url}/openapi.json").json()["paths"]
 
 
