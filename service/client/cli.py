@@ -74,7 +74,8 @@ def _image_files(folder: Path) -> list[Path]:
 
 def _ask(client: Client, files: list[Path]) -> Iterator[list[Row]]:
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as progress:
         task = progress.add_task("predicting", total=len(files))
         for start in range(0, len(files), FILES_AT_ONCE):
             chunk = files[start : start + FILES_AT_ONCE]

@@ -30,7 +30,8 @@ def run(command: str, url: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("code", [block for readme in READMES for block in blocks(readme, "python")])
-def test_python_runs(code: str) -> None:
+def test_python_runs(code: str, url: str) -> None:
+    code = code.replace("127.0.0.1:8000", url.removeprefix("http://"))
     exec(compile(code, "README", "exec"), {"__name__": "readme"})
 
 

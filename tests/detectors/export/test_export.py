@@ -209,6 +209,13 @@ def test_a_network_that_cannot_be_exported_is_told_of(digits_bundle: Path, tmp_p
         formats.write(screener, find_format("torch-export"), tmp_path / "model.pt2")
 
 
+def test_a_calibration_that_cannot_be_exported_is_told_of(digits_bundle: Path, tmp_path: Path) -> None:
+    screener = load_bundle(digits_bundle)
+    del screener.calibration.scores
+    with pytest.raises(ExportError, match=r"bundle digits cannot be exported: .*scores"):
+        formats.write(screener, find_format("torch-export"), tmp_path / "model.pt2")
+
+
 def test_more_than_a_format_holds_is_refused_before_any_work(digits_screener: Screener, tmp_path: Path) -> None:
     small = replace(find_format("onnx"), limit_bytes=1000)
     with pytest.raises(ExportError, match=r"bundle digits holds \d+ bytes, model\.onnx at most 1000"):
@@ -299,6 +306,12 @@ def test_a_folder_that_holds_something_is_refused(digits_bundle: Path, tmp_path:
     (tmp_path / "mine.txt").touch()
     check_one_line(runner.invoke(app, ["export", str(digits_bundle), "--output", str(tmp_path)]), "is not empty")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_place_that_cannot_be_written_to_is_told(digits_screener: Screener, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ExportError, match=r"file/out cannot be written: Not a directory"):
+        export(digits_screener, tmp_path / "file" / "out")
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, digits_bundle: Path, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_a_table_by_default(url: str, folder: Path) -> None:
     for row in range(3):
         assert str(folder / f"{row}.png") in result.stdout
     assert "hidden" not in result.stdout
-    assert result.stderr.endswith("3 images, 0 flagged, 0 could not be judged\n")
+    assert result.stderr == "3 images, 0 flagged, 0 could not be judged\n"
 
 
 def test_json_has_all_evidence_a_line_an_image(url: str, folder: Path, digits_screener: Screener) -> None:
@@ -96,8 +96,9 @@ def test_more_files_than_one_request_takes(tmp_path: Path) -> None:
 def test_what_is_wrong_is_one_line(folder: Path, options: list[str], told: str) -> None:
     result = run(folder, *options)
     assert result.exit_code == 2
-    (line,) = [line for line in result.stderr.splitlines() if "error: " in line]
-    assert told in line
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert told in result.stderr
     assert result.stdout == ""
 
 
@@ -105,7 +106,7 @@ def test_a_refusal_is_one_line(folder: Path) -> None:
     with ScriptedServer(answer(401, problem(401, "unauthenticated"))) as server:
         result = run(folder, "--url", server.url)
     assert result.exit_code == 2
-    assert result.stderr.endswith("error: 401 unauthenticated: what is wrong\n")
+    assert result.stderr == "error: 401 unauthenticated: what is wrong\n"
 
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
