@@ -120,6 +120,12 @@ def half_an_answer(handler: Handler) -> None:
     handler.close_connection = True
 
 
+def stall(handler: Handler) -> None:
+    """Half an answer, and then nothing for a second."""
+    half_an_answer(handler)
+    time.sleep(1)
+
+
 def trickle(handler: Handler) -> None:
     """A piece every 50 ms, so that no single wait is long; until the client has had enough."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")

@@ -21,6 +21,7 @@ from tests.service.client.scripted import (
     half_an_answer,
     hang_up,
     problem,
+    stall,
     trickle,
 )
 
@@ -99,7 +100,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(ask: Ask) -> None:
     assert len(server.received) == 1
 
 
-@pytest.mark.parametrize("act", [trickle, lambda handler: time.sleep(1)])
+@pytest.mark.parametrize("act", [trickle, stall, lambda handler: time.sleep(1)])
 def test_the_deadline_holds_over_all(ask: Ask, act: Act) -> None:
     with ScriptedServer(act) as server:
         started = time.monotonic()
