@@ -54,7 +54,7 @@ proto: install
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
-		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra tracing --extra dev \
+		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra export --extra tracing --extra dev \
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
 
 clean:

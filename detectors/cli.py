@@ -1,4 +1,4 @@
-"""lgm fit, lgm screen, lgm describe, lgm evaluate."""
+"""lgm fit, lgm screen, lgm describe, lgm export, lgm evaluate."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.screener import Screener
 from model.checkpoint import load_checkpoint
 from model.config import DataConfig, dump_config, parse_data_config
-from model.data import load_splits
+from model.data import load_splits, to_unit
 from model.errors import ConfigurationError
 from model.train import select_device
 
@@ -154,6 +154,40 @@ def describe(
     for name, value in facts.items():
         table.add_row(name, value if isinstance(value, str) else json.dumps(value, indent=1))
     Console().print(table)
+
+
+@app.command()
+def export(
+    bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
+    output: Annotated[Path, typer.Option(help="Folder of the model repository; must be empty or absent.")],
+    format_name: Annotated[str, typer.Option("--format", help="onnx or torch-export.")] = "onnx",
+    name: Annotated[str | None, typer.Option(help="Name of the model; the bundle's by default.")] = None,
+    max_batch_size: Annotated[int, typer.Option(help="Most images that Triton may judge at once.")] = 64,
+    check_data: Annotated[
+        str | None, typer.Option(help="Compare on this data set's test images, not on the bundle's own under noise.")
+    ] = None,
+    data_dir: DataDirectory = None,
+    limit: Annotated[int, typer.Option(min=1, help="Compare on at most so many images.")] = 1000,
+) -> None:
+    """Write a bundle as one graph (class, probabilities, log-likelihood, p-value, flag) that agrees with it."""
+    from detectors.export import agreement, writing  # loads torch.export, which a server never needs
+
+    writing.check(output, format_name)
+    screener = load_bundle(bundle)
+    if check_data:
+        images = to_unit(load_splits(_data_for(screener, check_data, data_dir)).test.images[:limit])
+    else:
+        images = agreement.sample_images(screener, limit)
+    found = writing.export(
+        screener,
+        output,
+        format_name=format_name,
+        images=images,
+        source=f"{check_data}, test images" if check_data else "reference images, as they are and under noise",
+        name=name,
+        max_batch_size=max_batch_size,
+    )
+    typer.echo(f"{output}: {screener.name} {screener.version} as {format_name}; {found.describe()}")
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})

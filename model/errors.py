@@ -27,3 +27,7 @@ class CalibrationError(LGMGuardError):
 
 class BundleError(LGMGuardError):
     """A bundle that is missing, changed, of an unknown schema, or that does not reproduce its scores."""
+
+
+class ExportError(LGMGuardError):
+    """A bundle that cannot leave in a format, or whose exported graph says something else."""

@@ -11,8 +11,10 @@ from typer.core import TyperGroup
 
 import detectors.cli
 import model.cli
+import service.client.cli
 from model.errors import LGMGuardError
 from service import keys_cli
+from service.client.errors import ClientError
 from service.settings import PREFIX, Settings, load_settings, option
 
 USER_ERROR = 2
@@ -24,7 +26,7 @@ class OneLineErrors(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except LGMGuardError as error:
+        except (LGMGuardError, ClientError) as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(USER_ERROR) from None
 
@@ -41,6 +43,7 @@ app = typer.Typer(
 app.add_typer(model.cli.app)
 app.add_typer(detectors.cli.app)
 app.add_typer(keys_cli.app, name="keys")
+app.add_typer(service.client.cli.app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -52,7 +52,7 @@ def test_help_shows_every_setting_with_default_and_variable():
 
 def test_the_rooms_commands_stand_beside_serve():
     text = runner.invoke(app, ["--help"]).stdout
-    for command in ("train", "fit", "screen", "describe", "serve"):
+    for command in ("train", "fit", "screen", "describe", "export", "serve", "predict"):
         assert command in text
 
 

@@ -1,0 +1,115 @@
+"""When a request is sent again, and how long after: the part of it that knows neither sockets nor sleep."""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from service.client.errors import ClientError, DeadlineError, InputError, UnreachableError
+
+AGAIN_STATUSES = frozenset({429, 503})  # all others would answer the same again, or have had an effect
+SILENCE = "Server disconnected without sending a response."  # httpcore has no error of its own for it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retries:
+    """max_attempts in all; waits double from first_wait_seconds to max_wait_seconds, each cut at random to spread.
+
+    A Retry-After of the service is followed instead, however long, if the deadline allows.
+    """
+
+    max_attempts: int = 5
+    first_wait_seconds: float = 0.1
+    max_wait_seconds: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1 or not 0 <= self.first_wait_seconds <= self.max_wait_seconds:
+            raise InputError(f"retries need max_attempts >= 1 and 0 <= first wait <= longest wait, got {self}")
+
+
+class Attempts:
+    """The attempts at one request, within one deadline for all of them."""
+
+    def __init__(self, retries: Retries, *, timeout_seconds: float, draw: Callable[[], float] = random.random):
+        self._retries = retries
+        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
+        self._draw = draw
+        self._made = 0
+
+    def begin(self) -> float:
+        """Count one more; the seconds left for it. Raises DeadlineError for none."""
+        self._made += 1
+        return self.check()
+
+    def check(self) -> float:
+        """The seconds left. Raises DeadlineError for none."""
+        if (left := self._deadline - time.monotonic()) <= 0:
+            raise self.too_late()
+        return left
+
+    def too_late(self) -> DeadlineError:
+        return DeadlineError(f"no answer within {self._timeout_seconds:g} s")
+
+    def after_response(self, response: httpx.Response) -> float | None:
+        """How long to wait before the next attempt; None where this answer stands."""
+        if response.status_code not in AGAIN_STATUSES or self._made >= self._retries.max_attempts:
+            return None
+        told = retry_after(response.headers.get("retry-after"))
+        wait = self._backoff() if told is None else told
+        return wait if self._in_time(wait) else None
+
+    def after_failure(self, error: httpx.TransportError) -> float:
+        """How long to wait before the next attempt. Raises what the caller is to see where there is none.
+
+        Only where no byte of an answer had come: what was answered by halves may have been done.
+        """
+        if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
+            raise self.too_late() from error
+        wait = self._backoff()
+        if not _unanswered(error) or self._made >= self._retries.max_attempts or not self._in_time(wait):
+            raise UnreachableError(_describe(error, "cannot be reached")) from error
+        return wait
+
+    def broken_off(self, error: httpx.TransportError) -> ClientError:
+        """What the caller is to see where an answer had begun: it is not asked for again."""
+        if isinstance(error, httpx.TimeoutException):
+            return self.too_late()
+        return UnreachableError(_describe(error, "broke off its answer"))
+
+    def _backoff(self) -> float:
+        """Full jitter: anywhere up to the doubled wait, so that clients do not come back together."""
+        longest = self._retries.first_wait_seconds * 2.0 ** (self._made - 1)
+        return self._draw() * min(self._retries.max_wait_seconds, longest)
+
+    def _in_time(self, wait: float) -> bool:
+        return time.monotonic() + wait < self._deadline
+
+
+def retry_after(header: str | None) -> float | None:
+    """Seconds from now, from a number of seconds or an HTTP date; None where there is no sense in it."""
+    if header is None:
+        return None
+    if header.isascii() and header.isdecimal():
+        return float(header)
+    try:
+        date = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
+
+
+def _unanswered(error: httpx.TransportError) -> bool:
+    if isinstance(error, httpx.RemoteProtocolError):
+        return str(error) == SILENCE
+    return isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError))
+
+
+def _describe(error: httpx.TransportError, what: str) -> str:
+    url = error.request.url
+    return f"{url.scheme}://{url.netloc.decode()} {what}: {str(error) or type(error).__name__}"

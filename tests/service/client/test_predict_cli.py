@@ -1,0 +1,115 @@
+"""lgm predict, in process, against a real service."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from detectors import Screener
+from service.cli import app
+from tests.service.client.scripted import ScriptedServer, answer, answered, problem
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digit_files: list[bytes]) -> Path:
+    (tmp_path / "in" / ".hidden").mkdir(parents=True)
+    for row, file in enumerate(digit_files[:3]):
+        (tmp_path / "in" / f"{row}.png").write_bytes(file)
+    (tmp_path / "in" / "notes.txt").touch()
+    (tmp_path / "in" / ".hidden" / "x.png").touch()
+    return tmp_path / "in"
+
+
+def run(*arguments: object, **environment: str) -> Any:
+    return runner.invoke(app, ["predict", *map(str, arguments)], env={"COLUMNS": "200", **environment})
+
+
+def test_a_table_by_default(url: str, folder: Path) -> None:
+    result = run(folder, "--url", url)
+    assert result.exit_code == 0, result.output
+    for row in range(3):
+        assert str(folder / f"{row}.png") in result.stdout
+    assert "hidden" not in result.stdout
+    assert result.stderr == "3 images, 0 flagged, 0 could not be judged\n"
+
+
+def test_json_has_all_evidence_a_line_an_image(url: str, folder: Path, digits_screener: Screener) -> None:
+    result = run(folder, "--json", LGM_URL=url)
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["image"] for row in rows] == [str(folder / f"{row}.png") for row in range(3)]
+    assert all(set(row["evidence"]) == set(digits_screener.detectors) and row["error"] is None for row in rows)
+
+
+def test_csv_and_a_status_of_one_where_an_image_failed(url: str, folder: Path, tmp_path: Path) -> None:
+    missing = tmp_path / "[bold]missing.png"
+    result = run(folder / "1.png", missing, "--csv", "--url", url)
+    assert result.exit_code == 1
+    first, second = csv.DictReader(io.StringIO(result.stdout))
+    assert (first["image"], first["error"], first["flagged"]) == (str(folder / "1.png"), "", "False")
+    assert (second["image"], second["label"]) == (str(missing), "")
+    assert second["error"] == "cannot be read: No such file or directory"
+    table = run(folder / "1.png", missing, "--url", url)
+    assert table.exit_code == 1
+    assert "[bold]missing.png" in table.stdout
+    assert "error: cannot be read" in table.stdout
+
+
+def test_flagged_and_withheld_images_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    body = answered()
+    body["predictions"] = [
+        {**body["predictions"][0], "label": None, "class_index": None, "probability": None, "flagged": True}
+    ]
+    with ScriptedServer(answer(200, body)) as server:
+        result = run(tmp_path / "a.png", "--url", server.url, "--key", "secret")
+    assert result.exit_code == 0
+    assert "withheld" in result.stdout
+    assert "1 images, 1 flagged" in result.stderr
+    assert server.received[0].headers["authorization"] == "Bearer secret"
+
+
+def test_more_files_than_one_request_takes(tmp_path: Path) -> None:
+    for row in range(70):
+        (tmp_path / f"{row:02}.png").touch()
+    with ScriptedServer(answer(200, answered(64)), answer(200, answered(6))) as server:
+        result = run(tmp_path, "--csv", "--url", server.url, LGM_API_KEY="from-environment")
+    assert len(list(csv.DictReader(io.StringIO(result.stdout)))) == 70
+    assert [received.headers["authorization"] for received in server.received] == ["Bearer from-environment"] * 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--url", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached"),
+        (["--url", "nowhere"], "'nowhere' is no URL"),
+        (["--json", "--csv"], "choose either --json or --csv"),
+        (["--timeout", "0"], "timeout_seconds must lie in"),
+        (["--key", "two words"], "API key"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder: Path, options: list[str], told: str) -> None:
+    result = run(folder, *options)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert told in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_refusal_is_one_line(folder: Path) -> None:
+    with ScriptedServer(answer(401, problem(401, "unauthenticated"))) as server:
+        result = run(folder, "--url", server.url)
+    assert result.exit_code == 2
+    assert result.stderr == "error: 401 unauthenticated: what is wrong\n"
+
+
+def test_a_folder_without_images(tmp_path: Path) -> None:
+    result = run(tmp_path)
+    assert result.exit_code == 2
+    assert "holds no image files" in result.stderr

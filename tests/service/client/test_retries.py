@@ -1,0 +1,179 @@
+"""What is sent again and what is not, against a real server that fails as told."""
+
+import email.utils
+import socket
+import time
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import httpx
+import pytest
+
+from service.client import AnswerError, DeadlineError, InputError, ProblemError, Retries, UnreachableError
+from service.client.retries import Attempts, retry_after
+from tests.service.client.conftest import Ask
+from tests.service.client.scripted import (
+    Act,
+    ScriptedServer,
+    answer,
+    answered,
+    garbage,
+    half_an_answer,
+    hang_up,
+    problem,
+    stall,
+    trickle,
+)
+
+FAST = Retries(first_wait_seconds=0.01, max_wait_seconds=0.02)
+IMAGE = b"an image"
+GOOD = answer(200, answered())
+OVERLOADED = answer(503, problem(503, "overloaded"))
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        OVERLOADED,
+        answer(503, problem(503, "not-ready"), retry_after="0"),
+        answer(503, b"<html>from a proxy</html>"),
+        answer(429, problem(429, "rate-limited"), retry_after="0"),
+        answer(429, problem(429, "rate-limited"), retry_after="when it pleases"),
+        hang_up,
+    ],
+)
+def test_it_is_sent_again(ask: Ask, failure: Act) -> None:
+    with ScriptedServer(failure, failure, GOOD) as server:
+        found = ask(server.url, "predict", IMAGE, retries=FAST, request_id="mine", key="secret")
+        assert found.predictions[0].label == "7"
+    assert len(server.received) == 3
+    assert {received.headers["x-request-id"] for received in server.received} == {"mine"}
+    assert {received.headers["authorization"] for received in server.received} == {"Bearer secret"}
+    assert len({received.body.split(b"\r\n", 1)[1].rsplit(b"\r\n--", 1)[0] for received in server.received}) == 1
+    left = [int(received.headers["x-deadline-ms"]) for received in server.received]
+    assert all(later < earlier <= 30_000 for earlier, later in pairwise(left))
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 415, 500, 504])
+def test_a_refusal_is_not_sent_again(ask: Ask, status: int) -> None:
+    act = answer(status, problem(status, "some-code", header="wrong"), retry_after="0")
+    refused = pytest.raises(ProblemError, match=f"{status} some-code: what is wrong")
+    with ScriptedServer(act) as server, refused as caught:
+        ask(server.url, "predict", [IMAGE, IMAGE], retries=FAST)
+    assert len(server.received) == 1
+    assert caught.value.problem.errors[0].field == "header"
+
+
+@pytest.mark.parametrize("broken", [garbage, half_an_answer])
+def test_what_was_answered_by_halves_is_not_sent_again(ask: Ask, broken: Act) -> None:
+    with ScriptedServer(broken) as server, pytest.raises(UnreachableError, match=server.url):
+        ask(server.url, "predict", IMAGE, retries=FAST)
+    assert len(server.received) == 1
+
+
+def test_it_gives_up_after_so_many_attempts(ask: Ask) -> None:
+    with ScriptedServer(OVERLOADED) as server, pytest.raises(ProblemError, match="503 overloaded"):
+        ask(server.url, "predict", IMAGE, retries=Retries(max_attempts=3, first_wait_seconds=0.01))
+    assert len(server.received) == 3
+
+
+def test_nobody_there(ask: Ask) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(UnreachableError, match=f"http://127.0.0.1:{port} cannot be reached: "):
+        ask(f"http://127.0.0.1:{port}", "predict", IMAGE, retries=FAST)
+
+
+def test_retry_after_is_waited_for(ask: Ask) -> None:
+    with ScriptedServer(answer(503, problem(503, "overloaded"), retry_after="1"), GOOD) as server:
+        started = time.monotonic()
+        ask(server.url, "predict", IMAGE, retries=FAST)
+        assert 1 <= time.monotonic() - started < 10
+
+
+def test_a_retry_after_beyond_the_deadline_is_not_waited_for(ask: Ask) -> None:
+    with ScriptedServer(answer(503, problem(503, "overloaded"), retry_after="3600")) as server:
+        started = time.monotonic()
+        with pytest.raises(ProblemError, match="503 overloaded"):
+            ask(server.url, "predict", IMAGE)
+        assert time.monotonic() - started < 10
+    assert len(server.received) == 1
+
+
+@pytest.mark.parametrize("act", [trickle, stall, lambda handler: time.sleep(1)])
+def test_the_deadline_holds_over_all(ask: Ask, act: Act) -> None:
+    with ScriptedServer(act) as server:
+        started = time.monotonic()
+        with pytest.raises(DeadlineError, match=r"no answer within 0\.3 s"):
+            ask(server.url, "predict", IMAGE, timeout_seconds=0.3)
+        assert 0.3 <= time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("act", [answer(200, b"<html>hello</html>"), answer(200, {"hello": 1}), answer(404, b"none")])
+def test_the_answer_of_something_else(ask: Ask, act: Act) -> None:
+    with ScriptedServer(act) as server, pytest.raises(AnswerError, match=f"{server.url}/v1/predict answered"):
+        ask(server.url, "predict", IMAGE)
+
+
+def test_another_number_of_answers_than_images(ask: Ask) -> None:
+    with (
+        ScriptedServer(answer(200, answered(2))) as server,
+        pytest.raises(AnswerError, match="2 predictions came for 3"),
+    ):
+        ask(server.url, "predict", [IMAGE] * 3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"url": "127.0.0.1:8000"},
+        {"url": "ftp://host"},
+        {"url": "http://[::1"},
+        {"key": "two words"},
+        {"key": "new\nline"},
+        {"key": ""},
+        {"timeout_seconds": 0},
+        {"timeout_seconds": float("nan")},
+        {"max_instances": 0},
+    ],
+)
+def test_what_no_request_could_be_made_of(ask: Ask, options: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        ask(**{"url": "http://127.0.0.1:1", "method": "ready", **options})
+
+
+@pytest.mark.parametrize("request_id", ["", "a b", "x" * 57, "ü"])
+def test_request_ids_that_the_service_would_not_take(ask: Ask, request_id: str) -> None:
+    with pytest.raises(InputError, match="a request id is"):
+        ask("http://127.0.0.1:1", "predict", IMAGE, request_id=request_id)
+
+
+def test_waits_double_up_to_their_limit_and_are_cut_at_random() -> None:
+    response = httpx.Response(503)
+    for draw in (0.0, 0.5, 1.0):
+        retries = Retries(max_attempts=8, first_wait_seconds=0.1, max_wait_seconds=1)
+        attempts = Attempts(retries, timeout_seconds=60, draw=lambda draw=draw: draw)
+        waits = []
+        for _ in range(8):
+            attempts.begin()
+            waits.append(attempts.after_response(response))
+        assert waits == [pytest.approx(draw * wait) for wait in (0.1, 0.2, 0.4, 0.8, 1, 1, 1)] + [None]
+
+
+@pytest.mark.parametrize("fields", [{"max_attempts": 0}, {"first_wait_seconds": -1}, {"max_wait_seconds": 0.01}])
+def test_retries_that_make_no_sense(fields: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="max_attempts >= 1"):
+        Retries(**fields)
+
+
+def test_the_forms_of_retry_after() -> None:
+    def date(**offset: float) -> str:
+        return email.utils.format_datetime(datetime.now(UTC) + timedelta(**offset), usegmt=True)
+
+    assert retry_after("7") == 7
+    assert retry_after("0") == 0
+    assert retry_after(date(seconds=100)) == pytest.approx(100, abs=2)
+    assert retry_after(date(days=-1)) == 0
+    assert retry_after("Sun Nov  6 08:49:37 1994") == 0  # asctime's form, without a zone
+    for nonsense in (None, "", "-1", "1.5", "soon", "١"):
+        assert retry_after(nonsense) is None
