@@ -1,10 +1,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-RIVALS ?= .venv-rivals
-SITE   := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: install serve test test-slow check format bench bench-serve outcome outcome-quick lock clean
+.PHONY: install serve test test-slow check format bench outcome outcome-quick lock clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +40,10 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.screening
 
 # Ten minutes; OPTIONS=--quick takes two. Needs wrk (apt-get install wrk, brew install wrk) and LGM_DATA_DIR.
+RIVALS ?= .venv-rivals
+SITE   := import sysconfig; print(sysconfig.get_path("purelib"))
+
+.PHONY: bench-serve
 bench-serve: install $(RIVALS)/.installed
 	$(BIN)/python -m tests.benchmarks.serving --rivals $(RIVALS) $(OPTIONS)
 
