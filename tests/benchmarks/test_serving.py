@@ -18,7 +18,7 @@ from tests.benchmarks.serving.errors import WrkError
 from tests.benchmarks.serving.forms import Answer, Said
 from tests.benchmarks.serving.overload import Overload, ProbeTimes
 from tests.benchmarks.serving.processes import Spent
-from tests.benchmarks.serving.rounds import Row, agree
+from tests.benchmarks.serving.rounds import InProcess, Row, agree
 from tests.benchmarks.serving.wrk import Load
 
 REPOSITORY = Path(__file__).parents[2]
@@ -161,7 +161,8 @@ def test_what_is_asked_is_judged_round_by_round():
         row("lgm-guard", images=64, connections=1, requests=30),
         row("lgm-guard", images=64, connections=4, requests=36),
     ]
-    found = judge(rows, [64 * 40.0, 1.0], [overloaded()])
+    in_process = [InProcess(images_per_second=64 * 40, others_cores=0)] * 2
+    found = judge(rows, in_process, [overloaded()])
     figures = {asked.what.split(",")[0]: asked for asked in found}
     assert [(asked.figures, asked.reached) for asked in found[:4]] == [
         ((3.0, 1.8), True),
@@ -180,7 +181,7 @@ def test_a_failed_probe_is_no_fast_one():
 
 
 def test_what_was_not_measured_is_not_judged():
-    assert judge([row("FastAPI")], [1.0], []) == []
+    assert judge([row("FastAPI")], [], []) == []
 
 
 def test_the_tables_tell_the_figures():

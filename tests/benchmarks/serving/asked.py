@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tests.benchmarks.serving.contenders import LITSERVE, OURS
 from tests.benchmarks.serving.overload import Overload
-from tests.benchmarks.serving.rounds import Row
+from tests.benchmarks.serving.rounds import InProcess, Row
 
 COMPARED_CONNECTIONS = 32
 PROBE_LIMIT_MS = 100
@@ -34,8 +34,8 @@ class Asked:
         return SIGNS[self.sign](self.median, self.limit)
 
 
-def judge(rows: Sequence[Row], in_process: Sequence[float], overloads: Iterable[Overload]) -> list[Asked]:
-    """All of it that was measured. in_process: images a second, one a round."""
+def judge(rows: Sequence[Row], in_process: Sequence[InProcess], overloads: Iterable[Overload]) -> list[Asked]:
+    """All of it that was measured. in_process: one a round."""
     found = [*_against_litserve(rows), *_against_all(rows), *_against_in_process(rows, in_process)]
     for overload in overloads:
         found += _under(overload)
@@ -67,12 +67,12 @@ def _against_all(rows: Sequence[Row]) -> list[Asked]:
     return [Asked(what="p50, ours / the best other's at 1 connection", figures=tuple(figures), sign="<", limit=1)]
 
 
-def _against_in_process(rows: Sequence[Row], in_process: Sequence[float]) -> list[Asked]:
+def _against_in_process(rows: Sequence[Row], in_process: Sequence[InProcess]) -> list[Asked]:
     best: dict[int, float] = {}
     for row in rows:
         if row.server == OURS and row.images > 1:
             best[row.round] = max(best.get(row.round, 0), row.images * row.load.requests_per_second)
-    figures = tuple(_ratio(found, in_process[number]) for number, found in best.items())
+    figures = tuple(_ratio(found, in_process[number].images_per_second) for number, found in best.items())
     return [Asked(what="images a second in batches, ours / in process", figures=figures, sign=">=", limit=0.9)]
 
 

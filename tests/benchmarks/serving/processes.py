@@ -116,17 +116,20 @@ class Spent:
 
 
 class ProcessorMeter:
-    """What the processors do from now on."""
+    """What the processors do from now on; without a server all but this process are others."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: ServerProcess | None = None) -> None:
         self._server = server
-        self._server_before, self._before = server.cpu_seconds(), _busy_cpu_seconds()
+        self._server_before, self._before = self._server_cpu_seconds(), _busy_cpu_seconds()
 
-    def spent(self, *, generator_cpu_seconds: float) -> Spent:
+    def spent(self, *, generator_cpu_seconds: float = 0) -> Spent:
         """Since it was made; the generator is not among the others."""
-        server = self._server.cpu_seconds() - self._server_before
+        server = self._server_cpu_seconds() - self._server_before
         busy = _busy_cpu_seconds() - self._before
         return Spent(server_cpu_seconds=server, others_cpu_seconds=max(0.0, busy - server - generator_cpu_seconds))
+
+    def _server_cpu_seconds(self) -> float:
+        return 0 if self._server is None else self._server.cpu_seconds()
 
 
 def _busy_cpu_seconds() -> float:

@@ -58,6 +58,18 @@ class Row:
     spent: Spent
     peak_bytes: int
 
+    @property
+    def others_cores(self) -> float:
+        return self.spent.others_cpu_seconds / self.load.seconds
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InProcess:
+    """What the screener does without a server, and how many cores were taken from it meanwhile."""
+
+    images_per_second: float
+    others_cores: float
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference:
@@ -74,17 +86,19 @@ class Reference:
         rows = zip(*(column.tolist() for column in columns), strict=True)
         return cls(screener=screener, images=images, said=tuple(Said(*row) for row in rows))
 
-    def images_per_second(self, *, seconds: float, threads: int) -> float:
-        """Screening in process, in batches, with all threads; images are float32 already."""
+    def screen_in_process(self, *, seconds: float, threads: int) -> "InProcess":
+        """In batches, with all threads; the images are float32 already."""
         torch.set_num_threads(threads)
         batches = [batch for batch in to_unit(self.images).split(BATCH) if len(batch) == BATCH]
         for batch in batches[:3]:
             self.screener.screen(batch)
-        started, done = time.perf_counter(), 0
+        meter, started, done = ProcessorMeter(), time.perf_counter(), 0
         while (spent := time.perf_counter() - started) < seconds:
             self.screener.screen(batches[done % len(batches)])
             done += 1
-        return done * BATCH / spent
+        return InProcess(
+            images_per_second=done * BATCH / spent, others_cores=meter.spent().others_cpu_seconds / spent
+        )
 
 
 def measure(

@@ -21,9 +21,10 @@ from tests.benchmarks.serving.asked import Asked, judge
 from tests.benchmarks.serving.contenders import OURS, Contender, Setting
 from tests.benchmarks.serving.overload import Overload, overload
 from tests.benchmarks.serving.processes import ServerProcess
-from tests.benchmarks.serving.rounds import Plan, Reference, Row, measure
+from tests.benchmarks.serving.rounds import InProcess, Plan, Reference, Row, measure
 
 NUM_IMAGES = 1_024
+DISTURBED_CORES = 0.15
 RIVALS = ("litserve", "bentoml", "mlserver")
 
 
@@ -39,7 +40,7 @@ class Run:
         self._plan, self._console = plan, console
         self._described: dict[str, object] = {}
         self._rows: list[Row] = []
-        self._in_process: list[float] = []
+        self._in_process: list[InProcess] = []
         self._overloads: list[Overload] = []
 
     def carry_out(self, chosen: Sequence[Contender]) -> None:
@@ -58,20 +59,25 @@ class Run:
 
     def report(self) -> None:
         """Print the tables."""
-        rates = ", ".join(f"{rate:.0f}" for rate in self._in_process)
+        rates = ", ".join(f"{one.images_per_second:.0f}" for one in self._in_process)
         self._console.print(f"in process, batches of 64, all threads: {rates} images/s by round", highlight=False)
         self._console.print(tables.loads(self._rows), tables.processor(self._rows))
         if self._overloads:
             self._console.print(tables.overloads(self._overloads))
         if asked := self._asked():
             self._console.print(tables.verdicts(asked))
+        most = max([one.others_cores for one in self._in_process] + [row.others_cores for row in self._rows])
+        if most > DISTURBED_CORES:
+            self._console.print(
+                f"DISTURBED: other processes took up to {most:.2f} cores; repeat it on an idle machine"
+            )
 
     def write(self, output: Path) -> None:
         """Every figure, as JSON."""
         figures: dict[str, Any] = {
             "run": self._described,
             "plan": asdict(self._plan),
-            "in_process_images_per_second": self._in_process,
+            "in_process": [asdict(one) for one in self._in_process],
             "rows": [asdict(row) for row in self._rows],
             "overloads": [asdict(one) for one in self._overloads],
             "asked": [asdict(asked) | {"reached": asked.reached} for asked in self._asked()],
@@ -91,8 +97,7 @@ class Run:
             self._console.print(f"{name}: {value}", highlight=False)
 
     def _round(self, setting: Setting, chosen: Sequence[Contender], number: int) -> None:
-        rate = self._reference.images_per_second(seconds=self._plan.seconds, threads=setting.cpus)
-        self._in_process.append(rate)
+        self._in_process.append(self._reference.screen_in_process(seconds=self._plan.seconds, threads=setting.cpus))
         for contender in chosen:
             self._console.print(f"round {number + 1} of {self._plan.rounds}: {contender.name}", highlight=False)
             last = number + 1 == self._plan.rounds and contender.name == OURS
