@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -23,6 +26,7 @@ from tests.benchmarks.serving.wrk import Load
 
 REPOSITORY = Path(__file__).parents[2]
 RUN_SECONDS = 120
+needs_wrk = pytest.mark.skipif(not wrk.is_there(), reason="wrk is not installed")
 
 PRINTED = """\
 Running 1s test @ http://127.0.0.1:8000
@@ -175,9 +179,10 @@ def test_what_is_asked_is_judged_round_by_round():
     assert figures["slowest probe in ms"].figures == (90,)
 
 
-def test_a_failed_probe_is_no_fast_one():
-    failed = replace(overloaded(), probes={"/readyz": ProbeTimes.of([None, 1.0])})
-    assert not judge([], [], [failed])[-1].reached
+@pytest.mark.parametrize("milliseconds", [[None, 1.0], []])
+def test_a_probe_that_failed_or_was_not_asked_is_no_fast_one(milliseconds: list[float | None]):
+    overload = replace(overloaded(), probes={"/readyz": ProbeTimes.of(milliseconds)})
+    assert not judge([], [], [overload])[-1].reached
 
 
 def test_what_was_not_measured_is_not_judged():
@@ -202,7 +207,45 @@ def test_the_tables_tell_the_figures():
     assert "NO" in missed
 
 
-@pytest.mark.skipif(not wrk.is_there(), reason="wrk is not installed")
+class Alternating(BaseHTTPRequestHandler):
+    """Answers 200 and 503 in turn, and keeps the bodies."""
+
+    protocol_version = "HTTP/1.1"
+    bodies: ClassVar[list[bytes]] = []
+    lock: ClassVar[threading.Lock] = threading.Lock()
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        with self.lock:
+            self.bodies.append(body)
+            status = 503 if len(self.bodies) % 2 else 200
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing: there are hundreds."""
+
+
+@needs_wrk
+def test_a_schedule_is_kept_its_answers_told_apart_and_all_bodies_sent(images: torch.Tensor, tmp_path: Path):
+    form = forms.png_file("/v1/predict")
+    bodies = form.bodies(images, size=1)
+    wrk.write_plan(tmp_path / "plan", form, bodies)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Alternating) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        found = wrk.run(url, tmp_path / "plan", connections=4, seconds=2, rate=50)
+        server.shutdown()
+    assert 60 <= found.requests <= 101  # 100 are due; a slow machine may be late
+    assert found.ok + found.refused == found.requests
+    assert abs(found.ok - found.refused) <= 5  # up to four answers are still under way
+    assert found.failed == found.socket_errors == 0
+    assert found.status_errors == found.refused
+    assert set(Alternating.bodies) == set(bodies)
+
+
+@needs_wrk
 def test_a_tiny_run_measures_a_real_server(digits_bundle: Path, tmp_path: Path):
     command = [sys.executable, "-m", "tests.benchmarks.serving", "--bundle", str(digits_bundle), "--data", "digits"]
     command += ["--servers", "lgm-guard", "--connections", "2", "--batch-connections", "1", "--seconds", "1"]
