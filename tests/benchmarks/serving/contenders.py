@@ -169,7 +169,7 @@ CONTENDERS = (
     ),
     Contender(
         name="FastAPI",
-        settings="uvicorn, a worker a core, no batching, no access log",
+        settings="uvicorn, a worker a core with one handler thread, no batching, no access log",
         start=_start_fastapi,
         ready="/ready",
         single=lambda setting: forms.png_file("/predict"),
