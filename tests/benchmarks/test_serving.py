@@ -185,6 +185,14 @@ def test_a_probe_that_failed_or_was_not_asked_is_no_fast_one(milliseconds: list[
     assert not judge([], [], [overload])[-1].reached
 
 
+def test_who_answers_nothing_is_not_the_fastest():
+    silent = {"connections": 1, "requests": 0, "p50_ms": 0.0}
+    (asked,) = judge([row("lgm-guard", connections=1, p50_ms=2.0), row("MLServer", **silent)], [], [])
+    assert asked.figures == (0,)
+    (asked,) = judge([row("lgm-guard", **silent), row("MLServer", connections=1, p50_ms=2.0)], [], [])
+    assert not asked.reached
+
+
 def test_what_was_not_measured_is_not_judged():
     assert judge([row("FastAPI")], [], []) == []
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from tests.benchmarks.serving.contenders import LITSERVE, OURS
 from tests.benchmarks.serving.overload import Overload
 from tests.benchmarks.serving.rounds import InProcess, Row
+from tests.benchmarks.serving.wrk import Load
 
 COMPARED_CONNECTIONS = 32
 PROBE_LIMIT_MS = 100
@@ -51,7 +52,7 @@ def _against_litserve(rows: Sequence[Row]) -> list[Asked]:
     ]
     where = f"ours / {LITSERVE} at {COMPARED_CONNECTIONS} connections"
     rates = tuple(_ratio(ours.requests_per_second, theirs.requests_per_second) for ours, theirs in pairs)
-    tails = tuple(_ratio(ours.p99_ms, theirs.p99_ms) for ours, theirs in pairs)
+    tails = tuple(_ratio(_slow(ours, ours.p99_ms), _slow(theirs, theirs.p99_ms)) for ours, theirs in pairs)
     return [
         Asked(what=f"requests a second, {where}", figures=rates, sign=">=", limit=2),
         Asked(what=f"p99, {where}", figures=tails, sign="<=", limit=1),
@@ -61,9 +62,13 @@ def _against_litserve(rows: Sequence[Row]) -> list[Asked]:
 def _against_all(rows: Sequence[Row]) -> list[Asked]:
     figures = []
     for ours in (row for row in _singles(rows, 1) if row.server == OURS):
-        others = [row.load.p50_ms for row in _singles(rows, 1) if row.round == ours.round and row.server != OURS]
+        others = [
+            _slow(row.load, row.load.p50_ms)
+            for row in _singles(rows, 1)
+            if row.round == ours.round and row.server != OURS
+        ]
         if others:
-            figures.append(_ratio(ours.load.p50_ms, min(others)))
+            figures.append(_ratio(_slow(ours.load, ours.load.p50_ms), min(others)))
     return [Asked(what="p50, ours / the best other's at 1 connection", figures=tuple(figures), sign="<", limit=1)]
 
 
@@ -88,6 +93,11 @@ def _under(overload: Overload) -> list[Asked]:
 
 def _singles(rows: Sequence[Row], connections: int) -> list[Row]:
     return [row for row in rows if row.images == 1 and row.connections == connections]
+
+
+def _slow(load: Load, milliseconds: float) -> float:
+    """Who answered nothing was not fast."""
+    return milliseconds if load.requests else math.inf
 
 
 def _ratio(one: float, other: float) -> float:

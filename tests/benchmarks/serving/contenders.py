@@ -29,7 +29,7 @@ class Setting:
     shape: tuple[int, int, int]
     rivals: Path
     folder: Path
-    cpus: int = available_cpus()
+    cpus: int = field(default_factory=available_cpus)
 
     def own(self, command: str) -> str:
         """A command beside the Python that runs this."""

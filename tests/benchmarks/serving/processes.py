@@ -59,15 +59,15 @@ class ServerProcess:
         return sum(self._each(_memory))
 
     def stop(self) -> None:
-        """SIGTERM to its session, then SIGKILL to what is left of the tree."""
+        """SIGTERM to the command, as a container's end is, then SIGKILL to whatever it leaves behind."""
         tree = self._tree()
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM)
+        self._process.terminate()
         _, left = psutil.wait_procs(tree, STOP_SECONDS)
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        psutil.wait_procs(left, STOP_SECONDS)
+        with suppress(ProcessLookupError):  # of its session, what came after the tree was looked at
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(STOP_SECONDS)
 
     def _tree(self) -> list[psutil.Process]:
