@@ -75,6 +75,7 @@ def overloaded(**changed: float) -> Overload:
         load=load(seconds=1, requests=1600, ok=760, refused=840, **changed),
         spent=Spent(server_cpu_seconds=1.5, others_cpu_seconds=0),
         probes={"/healthz": slow},
+        recovery_seconds=0.5,
     )
 
 

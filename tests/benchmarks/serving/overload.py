@@ -13,6 +13,7 @@ from tests.benchmarks.serving.processes import ProcessorMeter, ServerProcess, Sp
 from tests.benchmarks.serving.wrk import Load
 
 PROBES = ("/healthz", "/readyz", "/metrics")
+QUICK_PROBE_MS, RECOVERY_SECONDS = 20, 30
 PROBE_PAUSE_SECONDS = 0.02
 SETTLE_SECONDS = 1  # in which the generator opens all its connections
 SATURATING_CONNECTIONS = 128
@@ -50,6 +51,7 @@ class Overload:
     load: Load
     spent: Spent
     probes: dict[str, ProbeTimes]
+    recovery_seconds: float
 
     @property
     def offered(self) -> float:
@@ -76,17 +78,39 @@ def overload(server: ServerProcess, plan: Path, *, factors: tuple[float, ...], s
     closed = wrk.run(server.url, plan, connections=SATURATING_CONNECTIONS, seconds=seconds)
     peak = closed.requests_per_second
     for factor in factors:
-        meter = ProcessorMeter(server)
         with Probing(server.port) as probing:
+            meter = ProcessorMeter(server)
             load = wrk.run(server.url, plan, connections=SCHEDULED_CONNECTIONS, seconds=seconds, rate=factor * peak)
+            spent = meter.spent(generator_cpu_seconds=load.generator_cpu_seconds)
         yield Overload(
             factor=factor,
             asked_rate=factor * peak,
             peak=peak,
             load=load,
-            spent=meter.spent(generator_cpu_seconds=load.generator_cpu_seconds),
+            spent=spent,
             probes=probing.times(),
+            recovery_seconds=_recover(server),
         )
+
+
+def _recover(server: ServerProcess) -> float:
+    """Seconds until a probe is quick again (or the limit): what one load left behind must not slow the next."""
+    started = time.monotonic()
+    while (spent := time.monotonic() - started) < RECOVERY_SECONDS:
+        milliseconds = time_probe(server.port, PROBES[0])
+        if milliseconds is not None and milliseconds < QUICK_PROBE_MS:
+            return spent
+    return RECOVERY_SECONDS
+
+
+def time_probe(port: int, route: str) -> float | None:
+    """Milliseconds from connect to the answer's end; none where it failed."""
+    started = time.perf_counter()
+    try:
+        status = get(port, route)
+    except (OSError, http.client.HTTPException):
+        return None
+    return 1e3 * (time.perf_counter() - started) if status == 200 else None
 
 
 class Probing:
@@ -113,13 +137,5 @@ class Probing:
         self._done.wait(SETTLE_SECONDS)
         while not self._done.is_set():
             for route, found in self._milliseconds.items():
-                found.append(self._time(route))
+                found.append(time_probe(self._port, route))
             self._done.wait(PROBE_PAUSE_SECONDS)
-
-    def _time(self, route: str) -> float | None:
-        started = time.perf_counter()
-        try:
-            status = get(self._port, route)
-        except (OSError, http.client.HTTPException):
-            return None
-        return 1e3 * (time.perf_counter() - started) if status == 200 else None

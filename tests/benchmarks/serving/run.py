@@ -1,6 +1,7 @@
 """The rounds over all servers, what they found, and what a reader needs to judge or repeat it."""
 
 import json
+import math
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -80,10 +81,10 @@ class Run:
             "in_process": [asdict(one) for one in self._in_process],
             "rows": [asdict(row) for row in self._rows],
             "overloads": [asdict(one) for one in self._overloads],
-            "asked": [asdict(asked) | {"reached": asked.reached} for asked in self._asked()],
+            "asked": [_told(asked) for asked in self._asked()],
         }
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(json.dumps(figures, indent=1))
+        output.write_text(json.dumps(figures, indent=1, allow_nan=False))
         self._console.print(f"every figure: {output}", highlight=False)
 
     def _describe(self, setting: Setting, chosen: Sequence[Contender]) -> None:
@@ -110,6 +111,12 @@ class Run:
 
     def _asked(self) -> list[Asked]:
         return judge(self._rows, self._in_process, self._overloads)
+
+
+def _told(asked: Asked) -> dict[str, Any]:
+    """JSON has no infinity: none."""
+    figures = [figure if math.isfinite(figure) else None for figure in asked.figures]
+    return asdict(asked) | {"figures": figures, "reached": asked.reached}
 
 
 def _nothing(server: ServerProcess, requests: Path) -> None:

@@ -84,7 +84,7 @@ def overloads(found: Iterable[Overload]) -> Table:
     """One row for each multiple of the peak."""
     table = Table(title="Overload of ours: requests on a schedule that does not wait for answers")
     headings = ("of peak", "asked/s", "answered/s", "200/s", "of peak", "503", "other errors")
-    for heading in (*headings, "probes: p99 / slowest ms (failed)", *CORES):
+    for heading in (*headings, "probes: p99 / slowest ms (failed)", "quick again after s", *CORES):
         table.add_column(heading, justify="right")
     for one in found:
         load = one.load
@@ -101,6 +101,7 @@ def overloads(found: Iterable[Overload]) -> Table:
             f"{one.refused_share:.0%}",
             str(load.failed + load.socket_errors + load.timeouts),
             probes,
+            f"{one.recovery_seconds:.1f}",
             *(f"{cores:.2f}" for cores in _cores(one)),
             end_section=True,
         )
