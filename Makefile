@@ -39,7 +39,7 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.loss
 	$(BIN)/python -m tests.benchmarks.screening
 
-# Ten minutes; OPTIONS=--quick takes two. Needs wrk (apt-get install wrk, brew install wrk) and LGM_DATA_DIR.
+# About ten minutes; OPTIONS=--quick takes under three. Needs wrk (apt-get install wrk, brew install wrk) and LGM_DATA_DIR.
 RIVALS ?= .venv-rivals
 SITE   := import sysconfig; print(sysconfig.get_path("purelib"))
 

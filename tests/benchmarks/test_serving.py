@@ -61,7 +61,7 @@ def row(server: str, number: int = 0, *, images: int = 1, connections: int = 32,
         images=images,
         connections=connections,
         load=load(seconds=1, status_errors=0, **changed),
-        spent=Spent(server_cpu_seconds=1.5, others_cpu_seconds=0.25),
+        spent=Spent(seconds=1, server_cpu_seconds=1.5, others_cpu_seconds=0.25),
         peak_bytes=512 * 1024 * 1024,
     )
 
@@ -73,7 +73,7 @@ def overloaded(**changed: float) -> Overload:
         asked_rate=1600,
         peak=800,
         load=load(seconds=1, requests=1600, ok=760, refused=840, **changed),
-        spent=Spent(server_cpu_seconds=1.5, others_cpu_seconds=0),
+        spent=Spent(seconds=1, server_cpu_seconds=1.5, others_cpu_seconds=0),
         probes={"/healthz": slow},
         recovery_seconds=0.5,
     )

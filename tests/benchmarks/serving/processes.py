@@ -109,8 +109,9 @@ class MemoryWatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
-    """Processor seconds of a server's processes, and of whatever else ran meanwhile: a figure's disturbance."""
+    """In so many seconds: processor time of a server's processes, and of whatever else ran, which disturbs."""
 
+    seconds: float
     server_cpu_seconds: float
     others_cpu_seconds: float
 
@@ -121,12 +122,17 @@ class ProcessorMeter:
     def __init__(self, server: ServerProcess | None = None) -> None:
         self._server = server
         self._server_before, self._before = self._server_cpu_seconds(), _busy_cpu_seconds()
+        self._started = time.monotonic()
 
     def spent(self, *, generator_cpu_seconds: float = 0) -> Spent:
         """Since it was made; the generator is not among the others."""
         server = self._server_cpu_seconds() - self._server_before
         busy = _busy_cpu_seconds() - self._before
-        return Spent(server_cpu_seconds=server, others_cpu_seconds=max(0.0, busy - server - generator_cpu_seconds))
+        return Spent(
+            seconds=time.monotonic() - self._started,
+            server_cpu_seconds=server,
+            others_cpu_seconds=max(0.0, busy - server - generator_cpu_seconds),
+        )
 
     def _server_cpu_seconds(self) -> float:
         return 0 if self._server is None else self._server.cpu_seconds()

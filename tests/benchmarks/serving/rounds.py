@@ -60,7 +60,7 @@ class Row:
 
     @property
     def others_cores(self) -> float:
-        return self.spent.others_cpu_seconds / self.load.seconds
+        return self.spent.others_cpu_seconds / self.spent.seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

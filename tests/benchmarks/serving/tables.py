@@ -50,7 +50,7 @@ def _cores(measured: Row | Overload) -> tuple[float, float, float]:
     """How many the server, the generator and all else kept busy."""
     load, spent = measured.load, measured.spent
     seconds = (spent.server_cpu_seconds, load.generator_cpu_seconds, spent.others_cpu_seconds)
-    return tuple(one / load.seconds for one in seconds)  # type: ignore[return-value]
+    return tuple(one / spent.seconds for one in seconds)  # type: ignore[return-value]
 
 
 def _spread(values: Sequence[float], style: str) -> str:
