@@ -40,6 +40,22 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.screening
 	$(BIN)/python -m tests.benchmarks.inference_protocol
 
+# About ten minutes; OPTIONS=--quick takes under three. Needs wrk (apt-get install wrk, brew install wrk) and LGM_DATA_DIR.
+RIVALS ?= .venv-rivals
+SITE   := import sysconfig; print(sysconfig.get_path("purelib"))
+
+.PHONY: bench-serve
+bench-serve: install $(RIVALS)/.installed
+	$(BIN)/python -m tests.benchmarks.serving --rivals $(RIVALS) $(OPTIONS)
+
+# The servers to compare with, in versions that get on with each other, not with ours. What they lack (torch and
+# what else the work needs) is found behind their own packages, in the main environment.
+$(RIVALS)/.installed: tests/benchmarks/serving/rivals.txt
+	$(PYTHON) -m venv --clear $(RIVALS)
+	$(RIVALS)/bin/python -m pip install --quiet --no-deps -r $<
+	$(BIN)/python -c '$(SITE)' > "$$($(RIVALS)/bin/python -c '$(SITE)')/behind.pth"
+	touch $@
+
 # Hours: trains every network that is missing, for three seeds. CIFAR10= names its folder of images.
 outcome: install
 	$(BIN)/python -m tests.benchmarks.outcome $(if $(CIFAR10),--cifar10 $(CIFAR10))
@@ -56,6 +72,8 @@ lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
 		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra export --extra tracing --extra dev \
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
+	$(BIN)/uv pip compile tests/benchmarks/serving/rivals.in --universal --python-version 3.11 \
+		--no-annotate --no-header --no-emit-index-url --quiet --output-file tests/benchmarks/serving/rivals.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(RIVALS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

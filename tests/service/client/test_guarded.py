@@ -44,9 +44,8 @@ def test_without_retries_haste_is_a_problem(
     ask: Ask, guarded: str, keys: tuple[Path, str, str], digit_files: list[bytes]
 ) -> None:
     with pytest.raises(ProblemError) as caught:
-        for file in digit_files:
-            ask(guarded, "predict", file, key=keys[1], retries=Retries(max_attempts=1))
-    assert (caught.value.problem.status, caught.value.problem.type) == (429, "urn:lgm-guard:problem:rate-limited")
+        ask(guarded, "predict", digit_files, key=keys[1], max_instances=1, retries=Retries(max_attempts=1))
+    assert (caught.value.problem.status, caught.value.problem.code) == (429, "rate-limited")
 
 
 def test_the_role_decides(ask: Ask, guarded: str, keys: tuple[Path, str, str]) -> None:
