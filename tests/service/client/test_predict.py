@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from PIL import Image
@@ -160,16 +159,10 @@ def test_versions_are_read(ask: Ask) -> None:
     ]
 
 
-def has_route(url: str, path: str) -> bool:
-    return path in httpx.get(f"{url}/openapi.json").json()["paths"]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_arrays_by_the_binary_protocol(
     ask: Ask, url: str, dtype: Any, digits_images: Tensor, expected: list[Any], digits_screener: Screener
 ) -> None:
-    if not has_route(url, "/v2/models/{name}/infer"):
-        pytest.skip("this service does not speak the Open Inference Protocol")
     images = digits_images[:16].numpy()
     asked = images if dtype is np.uint8 else (images / np.float32(255)).astype(dtype)
     found = ask(url, "predict", asked, max_instances=5)
@@ -181,8 +174,6 @@ def test_arrays_by_the_binary_protocol(
 
 
 def test_the_version_that_serves_can_be_activated_again(ask: Ask, url: str, digits_screener: Screener) -> None:
-    if not has_route(url, "/v1/models"):
-        pytest.skip("this service has one version only")
     (named,) = ask(url, "models").models
     assert [(version.version, version.state) for version in named.versions] == [(digits_screener.version, "active")]
     active = Model(name=digits_screener.name, version=digits_screener.version)
