@@ -9,8 +9,8 @@ from service.access import check_exposure
 from service.addresses import resolve, with_port
 from service.errors import SettingsError
 from service.inference_protocol import messages
-from service.inference_protocol.grpc_calls import Method
 from service.inference_protocol.grpc_credentials import credentials_of
+from service.inference_protocol.grpc_door import Method
 from service.inference_protocol.grpc_methods import METHODS
 from service.runtime import Runtime
 from service.settings import Settings
