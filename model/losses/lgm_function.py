@@ -61,19 +61,32 @@ class LGMTerms(torch.autograd.Function):
 
 
 class LGMMeans(torch.autograd.Function):
-    """(L_cls, L_lkd) averaged over the batch, which spares autograd the averages."""
+    """(L, L_cls, L_lkd) averaged over the batch, L = L_cls + lambda L_lkd: no averages and sum left to autograd."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, lambda_: float, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         classification, likelihood = _forward(ctx, *arguments)
-        ctx.shape = classification.shape
-        return classification.mean(), likelihood.mean()
+        ctx.lambda_, ctx.shape = lambda_, classification.shape
+        ctx.set_materialize_grads(False)
+        classification, likelihood = classification.mean(), likelihood.mean()
+        return torch.add(classification, likelihood, alpha=lambda_), classification, likelihood
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        share = 1 / ctx.shape[0]
-        return *_backward(ctx, *((gradient * share).expand(ctx.shape) for gradient in gradients)), None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_cls, grad_lkd = _of_terms(*gradients, lambda_=ctx.lambda_, share=1 / ctx.shape[0])
+        return None, *_backward(ctx, grad_cls.expand(ctx.shape), grad_lkd), None, None, None
+
+
+def _of_terms(*gradients: Tensor | None, lambda_: float, share: float) -> tuple[Tensor, Tensor]:
+    """g and h of one input, scalars, from the gradients of L, L_cls and L_lkd: None for what was not asked for."""
+    given = [gradient for gradient in gradients if gradient is not None]
+    if len(given) == 1 and gradients[0] is not None:
+        grad_cls = given[0] * share
+        return grad_cls, grad_cls * lambda_
+    zero = torch.zeros_like(given[0])
+    total, classification, likelihood = (zero if gradient is None else gradient for gradient in gradients)
+    return (total + classification) * share, torch.add(likelihood, total, alpha=lambda_) * share
 
 
 def _forward(
