@@ -186,12 +186,10 @@ def _scale_(
     weight: Tensor, inverse: Tensor, norms: Tensor, half_log_determinants: Tensor, raw: Tensor, floor: float
 ) -> Tensor:
     """Divide the means in `weight` by lambda and fill in the rest; returns log|Lambda| / 2 + <mu, w> / 2 (b, 1)."""
-    variances = gaussian.floored(raw, floor)
-    torch.reciprocal(variances, out=inverse)
+    log_determinants = _summed(gaussian.log_floored_(inverse, raw, floor), 1)
+    torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
     torch.mul(_summed(weight * weight, raw.shape[1]), inverse, out=norms)
     weight.mul_(inverse)
-    log_determinants = _summed(gaussian.log_floored_(variances, raw), 1)
-    torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
     return torch.add(half_log_determinants, _summed(norms, 1), alpha=0.5)
 
 
