@@ -96,7 +96,7 @@ def test_it_is_differentiable_in_the_images(detector: Detector, network: Network
 def test_a_score_depends_on_its_own_image_alone(detector: Detector, network: Network, clean: Tensor) -> None:
     together = detector(evidence(network, clean[:20]))
     alone = torch.cat([detector(evidence(network, image.unsqueeze(0))) for image in clean[:20]])
-    assert torch.allclose(together, alone, rtol=1e-4)
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-4)  # a sum that cancels has no relative precision
 
 
 def test_it_keeps_no_memory_of_what_it_judged(detector: Detector, network: Network, clean: Tensor) -> None:
