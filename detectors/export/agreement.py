@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from typing import cast
 
 import torch
 from jaxtyping import Float
@@ -70,6 +69,9 @@ def compare(screener: Screener, run: Run, images: Float[Tensor, "n c h w"]) -> A
     found = _joined([run(batch) for batch in _batches(images)])
     expected = screener.screen(images)
     low, high = _explained_p_values(screener, expected)
+    explained = (
+        (found.p_value >= low) & (found.p_value <= high) & (expected.p_value >= low) & (expected.p_value <= high)
+    )
     size = expected.log_likelihood.abs().clamp_min(1)
     return Agreement(
         num_images=len(images),
@@ -78,7 +80,7 @@ def compare(screener: Screener, run: Run, images: Float[Tensor, "n c h w"]) -> A
         log_likelihood_error=float(((found.log_likelihood - expected.log_likelihood).abs() / size).max()),
         probability_error=float((found.probabilities - expected.probabilities).abs().max()),
         num_p_values_differ=int((found.p_value != expected.p_value).sum()),
-        num_p_values_wrong=int((~((found.p_value >= low) & (found.p_value <= high))).sum()),
+        num_p_values_wrong=int((~explained).sum()),
         p_value_error=float((found.p_value - expected.p_value).abs().max()),
         num_flags_differ=int((found.flagged != expected.flagged).sum()),
     )
@@ -114,5 +116,5 @@ def _joined(parts: list[Answers]) -> Answers:
 def _explained_p_values(screener: Screener, said: Verdicts) -> tuple[Tensor, Tensor]:
     """The least and greatest p-value that the bundle gives to suspicions within the tolerance of its own."""
     slack = TIE_TOLERANCE * said.suspicion.abs().clamp_min(1)
-    low, high = (screener.calibration(said.suspicion + change, said.class_index) for change in (slack, -slack))
-    return cast(Tensor, low), cast(Tensor, high)
+    low, high = (screener.p_value(said.suspicion + change, said.class_index) for change in (slack, -slack))
+    return low, high

@@ -1,6 +1,6 @@
 """What is exported: a screener's verdict as one graph of plain tensor operations.
 
-Legend: n images, k classes, m calibration scores a class.
+Legend: n images, k classes.
 """
 
 import copy
@@ -14,7 +14,6 @@ from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 
 from detectors.base import Evidence, gather_evidence
-from detectors.calibration import ConformalCalibration
 from detectors.gathering import CHUNK
 from detectors.screener import Screener
 from model import gaussian
@@ -44,7 +43,7 @@ class Graph(nn.Module, ABC):
         self.outputs = outputs
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> dict[str, Tensor]:
-        with _WrittenOut():
+        with WrittenOut():
             return self.answer(gather_evidence(self.screener.network, images))
 
     @abstractmethod
@@ -60,7 +59,7 @@ class ScreeningGraph(Graph):
 
     def answer(self, evidence: Evidence) -> dict[str, Tensor]:
         class_index = evidence.class_index
-        p_value = count_p_values(self.screener.calibration, self.screener.suspect(evidence), class_index)
+        p_value = self.screener.p_value(self.screener.suspect(evidence), class_index)
         answers = Answers(
             class_index=class_index,
             probabilities=gaussian.posterior(evidence.log_joint),
@@ -88,20 +87,6 @@ class NetworkGraph(Graph):
         return {"log_joint": evidence.log_joint}
 
 
-def count_p_values(
-    calibration: ConformalCalibration, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """What the calibration gives, by comparing with every score, for ONNX has no binary search.
-
-    The padding is infinite, hence at least any score, and is taken off again; a score that is not a number is
-    at most none, so that its count would fall below zero.
-    """
-    table, counts = calibration.get_buffer("scores")[class_index], calibration.get_buffer("counts")[class_index]
-    not_below = (table >= scores.to(table.dtype).unsqueeze(1)).sum(1)
-    at_least = (not_below - (table.shape[1] - counts)).clamp_min(0)
-    return (1 + at_least) / (counts + 1)
-
-
 def capture(graph: Graph) -> ExportedProgram:
     """The graph by torch.export, for 1 to MAX_BATCH_SIZE images. Whatever torch raises comes through."""
     example = torch.zeros(2, *graph.screener.image_format.shape)  # of one, the size would be taken for a constant
@@ -120,7 +105,7 @@ def _with_fixed_choices(screener: Screener) -> Screener:
     return fixed
 
 
-class _WrittenOut(TorchFunctionMode):
+class WrittenOut(TorchFunctionMode):
     """Replaces what ONNX lacks, or what a runtime gets wrong, by plainer operations."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -147,4 +132,14 @@ def _logsumexp(values: Float[Tensor, "n k"], dim: int, keepdim: bool = False) ->
     return found if keepdim else found.squeeze(dim)
 
 
-WRITTEN_OUT = {torch.cdist: _distances, torch.logsumexp: _logsumexp, Tensor.logsumexp: _logsumexp}
+def _searchsorted(table: Float[Tensor, "n m"], asked: Float[Tensor, "n a"]) -> Int[Tensor, "n a"]:
+    """How many of each ascending row lie below what is asked; ONNX has no binary search. NaN is above all."""
+    return (~(table.unsqueeze(1) >= asked.unsqueeze(2))).sum(2)
+
+
+WRITTEN_OUT = {
+    torch.cdist: _distances,
+    torch.logsumexp: _logsumexp,
+    Tensor.logsumexp: _logsumexp,
+    torch.searchsorted: _searchsorted,
+}

@@ -185,7 +185,7 @@ def test_what_cannot_be_exported_is_refused_by_name(
 ) -> None:
     screener = load_bundle(digits_bundle)
     screener.detectors[kind.name] = kind()
-    screener.fusion = Fusion({kind.name: screener.fusion.surprises["likelihood"]})
+    screener.fusion = Fusion((kind.name,), screener.fusion.surprise)
     with pytest.raises(ExportError, match=rf"the detector '{kind.name}' cannot be exported: .+"):
         export(screener, tmp_path / "out", format_name=format_name)
     assert list((tmp_path / "out").iterdir()) == []
@@ -253,6 +253,7 @@ def test_a_graph_that_says_something_else_is_found_out(digits_screener: Screener
         ({"class_index": (answers.class_index + 1) % 10}, "predicted classes differ"),
         ({"log_likelihood": answers.log_likelihood * 1.001}, "log-likelihoods differ"),
         ({"log_likelihood": answers.log_likelihood * torch.nan}, "log-likelihoods differ"),
+        ({"p_value": digits_screener.calibration(right.suspicion, right.class_index)}, "p-values differ by more"),
         ({"p_value": answers.p_value.flip(0)}, "p-values differ by more than ties"),
         ({"p_value": answers.p_value * torch.nan}, "p-values differ by more than ties"),
     ):
@@ -260,11 +261,27 @@ def test_a_graph_that_says_something_else_is_found_out(digits_screener: Screener
             lie(**changes).check()
 
 
+def test_a_wrong_table_is_found_out_even_where_the_check_shares_it(
+    digits_bundle: Path, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The p-values that a tie may lead to are those around the bundle's own, or the check is worth nothing."""
+    screener = load_bundle(digits_bundle)
+    monkeypatch.setattr(screener, "p_value", lambda suspicion, rows: screener.calibration(suspicion, rows))
+
+    def run(batch: Tensor) -> Answers:
+        said = screener.screen(batch)
+        p_value = screener.p_value(said.suspicion, said.class_index)
+        return Answers(said.class_index, said.probabilities, said.log_likelihood, p_value, p_value <= 0.05)
+
+    with pytest.raises(ExportError, match="p-values differ by more than ties"):
+        compare(screener, run, images).check()
+
+
 def test_a_tie_explains_a_p_value(digits_screener: Screener, images: Tensor) -> None:
     """A suspicion that another processor rounds to the other side of a calibration score."""
     right = digits_screener.screen(images)
     moved = right.suspicion * (1 + 5e-4)
-    p_value = digits_screener.calibration(moved, right.class_index)
+    p_value = digits_screener.p_value(moved, right.class_index)
     answers = Answers(right.class_index, right.probabilities, right.log_likelihood, p_value, p_value <= 0.05)
     rows = iter(range(len(images)))
 
