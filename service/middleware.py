@@ -17,6 +17,7 @@ logger = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
 Header = tuple[bytes, bytes]
 
+OVERLOADED = 503
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -65,11 +66,29 @@ class _Outcome:
     status: int | None = None
 
 
+class Refusals:
+    """Lines of requests refused with 503: one a second, since writing thousands would itself be the overload."""
+
+    def __init__(self) -> None:
+        self._next_line, self._num_unwritten = 0.0, 0
+
+    def worth_a_line(self) -> bool:
+        now = time.monotonic()
+        if now < self._next_line:
+            self._num_unwritten += 1
+            return False
+        if self._num_unwritten:
+            logger.info("%d more requests were refused with 503 since the last such line", self._num_unwritten)
+        self._next_line, self._num_unwritten = now + 1, 0
+        return True
+
+
 class Observation:
     """Counts and times each request under its route's template, writes its log line, hides what failed."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime):
         self._app, self._runtime = app, runtime
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,7 +117,7 @@ class Observation:
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         self._runtime.metrics.request_answered(route, status, seconds)
-        if status < 400 and random.random() >= self._runtime.settings.access_log_share:
+        if not self._worth_a_line(status):
             return
         logger.info(
             "%s %s %d %.1f ms",
@@ -114,6 +133,11 @@ class Observation:
                 "duration_seconds": round(seconds, 6),
             },
         )
+
+    def _worth_a_line(self, status: int) -> bool:
+        if status == OVERLOADED:
+            return self._refusals.worth_a_line()
+        return status >= 400 or random.random() < self._runtime.settings.access_log_share
 
 
 class BodyLimit:

@@ -32,6 +32,7 @@ from service.logs import configure_logs
 from service.slab import Layout, Slab
 
 logger = logging.getLogger(__name__)
+NICENESS = 10  # the event loop, where requests are refused and probes answered, must not wait for a processor
 COUNT = struct.Struct("<I")
 SECONDS = struct.Struct("<d")
 
@@ -62,6 +63,7 @@ def run(plan: Plan, connection: Connection) -> None:
     """The process from its first to its last line; the first thing it is sent is the slab."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # they go to whole groups; it is the feeder that decides when to end
+    os.nice(NICENESS)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     configure_logs(style="json" if plan.log_format == "json" else "console", level=plan.log_level)
     torch.set_num_threads(plan.threads)

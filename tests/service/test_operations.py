@@ -158,6 +158,25 @@ def test_each_request_leaves_one_line_with_its_id(client, caplog):
     assert ConsoleFormatter().format(record).endswith("[abc]")
 
 
+def test_requests_without_error_may_be_sampled_and_others_may_not(make_client, caplog):
+    caplog.set_level(logging.INFO, "service.access")
+    client = make_client(access_log_share=0)
+    client.get("/healthz")
+    client.get("/nothing")
+    assert [record.status for record in caplog.records if record.name == "service.access"] == [404]
+
+
+def test_a_flood_of_refusals_has_one_line_a_second(make_client, caplog):
+    caplog.set_level(logging.INFO, "service.access")
+    client = make_client()
+    client.app.state.runtime.draining = True
+    for _ in range(20):
+        assert client.get("/readyz").status_code == 503
+    lines = [record for record in caplog.records if record.name == "service.access"]
+    assert 1 <= len(lines) < 20
+    assert lines[0].status == 503
+
+
 def test_a_logged_failure_is_one_line_of_json():
     try:
         raise ValueError("planted")
@@ -173,7 +192,7 @@ def test_a_logged_failure_is_one_line_of_json():
 UNIMPORTABLE = """
 import sys
 unwanted = "detectors.evaluation torchattacks torchvision sklearn tensorboard torch.utils.tensorboard".split()
-unwanted += "detectors.export onnx onnxscript onnxruntime grpc opentelemetry".split()
+unwanted += "detectors.export onnx onnxscript onnxruntime grpc opentelemetry.sdk opentelemetry.exporter".split()
 for name in unwanted:
     sys.modules[name] = None
 import service.cli, service.server
