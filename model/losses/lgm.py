@@ -70,14 +70,13 @@ class LGMLoss(nn.Module):
         mixture, alpha, lambda_ = self.mixture, self.alpha, self.lambda_
         _check(features, labels, mixture)
         try:
-            classification, likelihood = LGMMeans.apply(*_arguments(features, labels, mixture, alpha))
+            terms = LossTerms(*LGMMeans.apply(lambda_, *_arguments(features, labels, mixture, alpha)))
         except IndexError as error:  # indexing by them checks labels anyway
             low, high = int(labels.min()), int(labels.max())
             raise ConfigurationError(f"labels must lie in [0, {mixture.num_classes}), got {low} to {high}") from error
         if self.training and torch.is_grad_enabled():
             vars(self)["step"] += 1  # nn.Module.__setattr__ takes longer than a sum over the batch
-        total = torch.add(classification, likelihood, alpha=lambda_)
-        return LossTerms(total, classification, likelihood)
+        return terms
 
     def get_extra_state(self) -> dict[str, int]:
         return {"step": self.step}

@@ -39,10 +39,9 @@ class Classes(NamedTuple):
 
 
 class TrueClass(NamedTuple):
-    """(x - mu_z) / lambda_z (n, d), 1 / lambda_z and twice d_z by variance (n, v): from differences, so exact."""
+    """(x - mu_z) / lambda_z (n, d) and twice d_z by variance (n, v): from differences, so exact."""
 
     scaled: Tensor
-    inverse: Tensor | None
     distances: Tensor
 
 
@@ -61,19 +60,32 @@ class LGMTerms(torch.autograd.Function):
 
 
 class LGMMeans(torch.autograd.Function):
-    """(L_cls, L_lkd) averaged over the batch, which spares autograd the averages."""
+    """(L, L_cls, L_lkd) averaged over the batch, L = L_cls + lambda L_lkd: no averages and sum left to autograd."""
 
     @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, lambda_: float, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
         classification, likelihood = _forward(ctx, *arguments)
-        ctx.shape = classification.shape
-        return classification.mean(), likelihood.mean()
+        ctx.lambda_, ctx.shape = lambda_, classification.shape
+        ctx.set_materialize_grads(False)
+        classification, likelihood = classification.mean(), likelihood.mean()
+        return torch.add(classification, likelihood, alpha=lambda_), classification, likelihood
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        share = 1 / ctx.shape[0]
-        return *_backward(ctx, *((gradient * share).expand(ctx.shape) for gradient in gradients)), None, None, None
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        grad_cls, grad_lkd = _of_terms(*gradients, lambda_=ctx.lambda_, share=1 / ctx.shape[0])
+        return None, *_backward(ctx, grad_cls.expand(ctx.shape), grad_lkd), None, None, None
+
+
+def _of_terms(*gradients: Tensor | None, lambda_: float, share: float) -> tuple[Tensor, Tensor]:
+    """g and h of one input, scalars, from the gradients of L, L_cls and L_lkd: None for what was not asked for."""
+    given = [gradient for gradient in gradients if gradient is not None]
+    if len(given) == 1 and gradients[0] is not None:
+        grad_cls = given[0] * share
+        return grad_cls, grad_cls * lambda_
+    zero = torch.zeros_like(given[0])
+    total, classification, likelihood = (zero if gradient is None else gradient for gradient in gradients)
+    return (total + classification) * share, torch.add(likelihood, total, alpha=lambda_) * share
 
 
 def _forward(
@@ -87,9 +99,8 @@ def _forward(
     alpha: float,
 ) -> tuple[Tensor, Tensor]:
     """L_cls and L_lkd (n, 1); lambda = floor + exp(raw), raw None for unit variances."""
-    centre, index = means.mean(0), labels.unsqueeze(1)
-    centred = features - centre
-    difference = features - means.index_select(0, labels)  # first of all: it raises IndexError
+    difference, centred, centre = _centred(features, means, labels)  # first of all: it raises IndexError
+    index = labels.unsqueeze(1)
     squares = None if raw is None else _summed(centred * centred, raw.shape[1])
     scores, classes = _scores(centred, squares, means, centre, raw, log_priors, floor)
     true = _true_class(difference, classes.inverse, labels)
@@ -103,19 +114,26 @@ def _forward(
 
 
 def _backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of features, means, raw log-variances and log-priors from g and h (n, 1)."""
+    """Gradients of features, means, raw log-variances and log-priors from g (n, 1) and h (n, 1) or a scalar."""
     labels, index, residuals, centred, squares, *saved = ctx.saved_tensors
     classes, true = Classes(*saved[:4]), TrueClass(*saved[4:])
     tension = torch.addcmul(grad_lkd, grad_cls, residuals.gather(1, index), value=-ctx.alpha)
-    grad_features, grad_means, grad_raw, grad_bias = _all_classes(
-        centred, squares, classes, residuals, grad_cls, ctx.floor
-    )
+    grad_features, grad_means, grad_raw, grad_bias = _all_classes(centred, squares, classes, residuals, grad_cls)
     pull = true.scaled * tension
     grad_means.index_add_(0, labels, pull, alpha=-1)
-    if grad_raw is not None:
-        change = _true_raw_gradient(true, tension, grad_lkd, ctx.floor)
-        grad_raw.scatter_add_(0, index.expand_as(change), change)
+    if grad_raw is not None and classes.inverse is not None:
+        share = _share(centred, true.distances)
+        own = torch.addcmul(grad_lkd * share, tension, true.distances, value=-0.5)
+        grad_raw.scatter_add_(0, index.expand_as(own), own)
+        grad_raw.addcmul_(grad_raw, classes.inverse, value=-ctx.floor)  # dlog lambda / draw = 1 - floor / lambda
     return pull.addcmul_(grad_features, grad_cls), grad_means, grad_raw, grad_bias.squeeze(1)
+
+
+def _centred(features: Tensor, means: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x - mu_z, x - c and c: the mean of the true classes is in the midst of the features, and the batch is small."""
+    own = means.index_select(0, labels)
+    centre = own.mean(0)
+    return features - own, features - centre, centre
 
 
 def _summed(products: Tensor, num_columns: int) -> Tensor:
@@ -125,10 +143,9 @@ def _summed(products: Tensor, num_columns: int) -> Tensor:
 
 def _true_class(difference: Tensor, inverse: Tensor | None, labels: Tensor) -> TrueClass:
     if inverse is None:
-        return TrueClass(difference, None, _summed(difference * difference, 1))
-    chosen = inverse.index_select(0, labels)
-    scaled = difference * chosen
-    return TrueClass(scaled, chosen, _summed(difference.mul_(scaled), chosen.shape[1]))
+        return TrueClass(difference, _summed(difference * difference, 1))
+    scaled = difference * inverse.index_select(0, labels)
+    return TrueClass(scaled, _summed(difference.mul_(scaled), inverse.shape[1]))
 
 
 def _blocks(columns: Tensor, *rows: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -173,12 +190,10 @@ def _scale_(
     weight: Tensor, inverse: Tensor, norms: Tensor, half_log_determinants: Tensor, raw: Tensor, floor: float
 ) -> Tensor:
     """Divide the means in `weight` by lambda and fill in the rest; returns log|Lambda| / 2 + <mu, w> / 2 (b, 1)."""
-    variances = gaussian.floored(raw, floor)
-    torch.reciprocal(variances, out=inverse)
+    log_determinants = _summed(gaussian.log_floored_(inverse, raw, floor), 1)
+    torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
     torch.mul(_summed(weight * weight, raw.shape[1]), inverse, out=norms)
     weight.mul_(inverse)
-    log_determinants = _summed(gaussian.log_floored_(variances, raw), 1)
-    torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
     return torch.add(half_log_determinants, _summed(norms, 1), alpha=0.5)
 
 
@@ -208,7 +223,7 @@ def _cross_entropy_(scores: Tensor, index: Tensor, margins: Tensor) -> tuple[Ten
     behind = top - scores.gather(1, index)
     residuals = torch.softmax(scores, 1, out=scores)
     classification = behind.sub_(residuals.amax(1, keepdim=True).log_())
-    residuals.scatter_add_(1, index, torch.full_like(top, -1.0))
+    residuals.scatter_(1, index, -1.0, reduce="add")
     return classification, residuals
 
 
@@ -216,45 +231,39 @@ Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def _all_classes(
-    centred: Tensor, squares: Tensor | None, classes: Classes, residuals: Tensor, grad_cls: Tensor, floor: float
+    centred: Tensor, squares: Tensor | None, classes: Classes, residuals: Tensor, grad_cls: Tensor
 ) -> Gradients:
-    """Gradients of features (over g), means, raw log-variances, log-priors (k, 1), but for the true class's pull."""
-    weighted, grad_features = centred * grad_cls, torch.zeros_like(centred)
-    weighted_squares = grad_squares = grad_raw = None
+    """Gradients of features (over g), means, log-variances, log-priors (k, 1), but for the true class's pull."""
+    weighted, grad_features = centred * grad_cls, torch.empty_like(centred)
+    weighted_squares = grad_squares = grad_log = None
     if squares is not None and classes.inverse is not None:
-        weighted_squares, grad_squares = squares * grad_cls, torch.zeros_like(squares)
-        grad_raw = torch.empty_like(classes.inverse)
+        weighted_squares, grad_squares = squares * grad_cls, torch.empty_like(squares)
+        grad_log = torch.empty_like(classes.inverse)
     grad_means, grad_bias = torch.empty_like(classes.weight), weighted.new_empty(len(classes.weight), 1)
-    for part, weight, inverse, norms, block_means, block_raw, block_bias in _blocks(
-        residuals, *classes[:3], grad_means, grad_raw, grad_bias
-    ):
-        transposed = part.T
+    blocks = _blocks(residuals, *classes[:3], grad_means, grad_log, grad_bias)
+    for number, (part, weight, inverse, norms, block_means, block_log, block_bias) in enumerate(blocks):
+        transposed, kept = part.T, min(number, 1)  # the first block overwrites the sums, which are empty
         torch.mm(transposed, weighted, out=block_means)
         torch.mm(transposed, grad_cls, out=block_bias)
-        grad_features.addmm_(part, weight)
+        grad_features.addmm_(part, weight, beta=kept)
         if weighted_squares is not None and grad_squares is not None:
-            grad_squares.addmm_(part, inverse)
-            torch.mm(transposed, weighted_squares, out=block_raw)
+            grad_squares.addmm_(part, inverse, beta=kept)
+            torch.mm(transposed, weighted_squares, out=block_log)
             passed = _summed(block_means * weight, inverse.shape[1]).addcmul_(block_bias, norms, value=-0.5)
-            _raw_gradient_(block_raw, passed, block_bias, inverse, _share(weight, inverse), floor)
+            _log_variance_gradient_(block_log, passed, block_bias, inverse, _share(weight, inverse))
             block_means.mul_(inverse)
         block_means.addcmul_(block_bias, weight, value=-1)  # dL/dmu = dL/dw / lambda - dL/db w
     if grad_squares is not None:
         grad_features.addcmul_(centred, grad_squares, value=-1)
-    return grad_features, grad_means, grad_raw, grad_bias
+    return grad_features, grad_means, grad_log, grad_bias
 
 
-def _raw_gradient_(
-    grad_inverse: Tensor, passed: Tensor, grad_bias: Tensor, inverse: Tensor, share: float, floor: float
+def _log_variance_gradient_(
+    grad_inverse: Tensor, passed: Tensor, grad_bias: Tensor, inverse: Tensor, share: float
 ) -> None:
-    """dL/draw = -(1 - floor / lambda) [passed + dL/d(1/lambda) / lambda + share dL/db] in place.
+    """dL/dlog lambda = -[passed + dL/d(1/lambda) / lambda + share dL/db] in place.
 
     grad_inverse: -2 dL/d(1/lambda); passed: what w and b, which holds -<mu, w> / 2, pass on; share: `_share`.
     """
-    torch.sub(grad_bias * -share, passed, out=passed).addcmul_(grad_inverse, inverse, value=0.5)
-    torch.addcmul(passed, passed, inverse, value=-floor, out=grad_inverse)
-
-
-def _true_raw_gradient(true: TrueClass, tension: Tensor, grad_lkd: Tensor, floor: float) -> Tensor:
-    change = torch.addcmul(grad_lkd * _share(true.scaled, true.distances), tension, true.distances, value=-0.5)
-    return change if true.inverse is None else change.addcmul_(change, true.inverse, value=-floor)
+    torch.sub(grad_bias * -share, passed, out=passed)
+    torch.addcmul(passed, grad_inverse, inverse, value=0.5, out=grad_inverse)

@@ -388,6 +388,16 @@ def test_every_mean_has_the_gradient_of_the_averaged_terms(form: str, part: str)
     torch.testing.assert_close(torch.autograd.grad(found, inputs), torch.autograd.grad(expected[part], inputs))
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_several_means_at_once_have_the_sum_of_their_gradients(form: str) -> None:
+    case = draw(form)
+    inputs = (case.features, *case.mixture.parameters())
+    terms = LGMLoss(case.mixture, alpha=0.3, lambda_=0.25)(case.features, case.labels)
+    found = torch.autograd.grad(terms.total + 2 * terms.classification - 3 * terms.likelihood, inputs)
+    classification, likelihood = (term.mean() for term in case.terms(0.3))
+    torch.testing.assert_close(found, torch.autograd.grad(3 * classification - 2.75 * likelihood, inputs))
+
+
 SCHEDULES = [
     StepUp(start=0.1, gamma=2.0, every=2, maximum=0.3),
     AddUp(start=0.1, gamma=0.1, every=2),
