@@ -21,6 +21,7 @@ class Server:
         self.url = ""
         self.grpc_address = ""  # known before the url, where there is a gRPC server
         self._listening, self._ready = threading.Event(), threading.Event()
+        self._grown = threading.Condition()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -34,6 +35,16 @@ class Server:
         assert self._ready.wait(TIMEOUT), self.lines
         return self.await_url()
 
+    def await_lines(self, count: int, **members: object) -> list[dict[str, object]]:
+        """The lines with these members, once there are so many: a call is logged after it is answered."""
+
+        def found() -> list[dict[str, object]]:
+            return [line for line in self.lines if members.items() <= line.items()]
+
+        with self._grown:
+            assert self._grown.wait_for(lambda: len(found()) >= count, TIMEOUT), self.lines
+        return found()
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         status = self.process.wait(TIMEOUT)
@@ -44,7 +55,9 @@ class Server:
         assert self.process.stderr is not None
         with self.process.stderr as stream:
             for line in stream:
-                self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+                with self._grown:
+                    self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+                    self._grown.notify_all()
                 if found := re.fullmatch(r"listening for gRPC on (\S+)", str(self.lines[-1]["message"])):
                     self.grpc_address = found[1]
                 if found := re.fullmatch(r"listening on (https?://\S+)", str(self.lines[-1]["message"])):

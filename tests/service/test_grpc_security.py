@@ -263,7 +263,7 @@ def test_tritonclient_enters_with_a_key(triton_client, guarded, key, images, sch
     answer = triton_client.infer("digits", triton_inputs(images), headers=headers, client_timeout=TIMEOUT)
     assert answer.as_numpy("p_value").shape == (12,)
     assert triton_client.get_model_metadata("digits", headers=headers).name == "digits"
-    lines = [line for line in guarded.lines if line.get("request_id") == f"by-{scheme}"]
+    lines = guarded.await_lines(2, request_id=f"by-{scheme}")
     assert {line.get("key") for line in lines} == {"ci-1"}
     assert key not in str(guarded.lines)
 

@@ -210,7 +210,7 @@ def test_calls_are_counted_and_logged_under_their_id(channel, server):
     assert 'lgm_requests_total{route="grpc/ServerLive",status="OK"}' in text
     assert 'lgm_requests_total{route="grpc/ModelInfer",status="INVALID_ARGUMENT"}' in text
     assert 'lgm_request_duration_seconds_count{route="grpc/ModelInfer"}' in text
-    assert "mine-7" in [line.get("request_id") for line in server.lines if line.get("route") == "grpc/ServerLive"]
+    assert server.await_lines(1, route="grpc/ServerLive", request_id="mine-7")
 
 
 FUZZ = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
