@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from detectors import SHIPPED_BUNDLE
+from model.errors import DataError
 from tests.benchmarks.serving.contenders import CONTENDERS, Contender
 from tests.benchmarks.serving.errors import BenchmarkError
 from tests.benchmarks.serving.rounds import Plan
@@ -55,7 +56,7 @@ def main(
         chosen = _choose(servers)
         run = Run(bundle=bundle, data=data, rivals=rivals, plan=plan, console=Console(width=WIDTH))
         run.carry_out(chosen)
-    except BenchmarkError as error:
+    except (BenchmarkError, DataError) as error:
         raise SystemExit(f"error: {error}") from None
     run.report()
     run.write(output)
