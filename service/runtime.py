@@ -10,6 +10,7 @@ from service.errors import NotReadyError
 from service.flight import Flight, flight_of
 from service.metrics import Metrics
 from service.rate_limit import RateLimiter, limiter_of
+from service.refusals import Refusals
 from service.registry import Registry
 from service.settings import Settings
 from service.tracing import Spans, spans_of
@@ -21,6 +22,7 @@ class Runtime:
 
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
+    refusals: Refusals = field(default_factory=Refusals)
     registry: Registry = field(init=False)
     access: Access = field(init=False)
     flight: Flight = field(init=False)
