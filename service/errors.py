@@ -114,6 +114,34 @@ class RateLimitedError(ServiceError):
         super().__init__(f"this caller sends faster than it may; come back in {self.retry_after_seconds} s")
 
 
+class UnknownItemError(ServiceError):
+    code = "unknown-item"
+
+
+class TransitionError(ServiceError):
+    """A review that the state of an item does not allow."""
+
+    code = "transition-refused"
+
+
+class ChangedMeanwhileError(ServiceError):
+    """Somebody else has reviewed the item since it was read."""
+
+    code = "changed-meanwhile"
+
+
+class MissingPreconditionError(ServiceError):
+    """A change that does not say on which revision it was decided."""
+
+    code = "precondition-required"
+
+
+class QuarantineUnavailableError(ServiceError):
+    """Its database or store cannot be reached; predictions go on."""
+
+    code = "quarantine-unavailable"
+
+
 class KeyFileError(ConfigurationError):
     """A file of API keys that cannot be read, holds something else, or may be read by everyone."""
 

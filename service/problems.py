@@ -21,11 +21,15 @@ STATUSES: dict[type[ServiceError], int] = {
     errors.UnauthenticatedError: 401,
     errors.ForbiddenError: 403,
     errors.UnknownModelError: 404,
+    errors.UnknownItemError: 404,
     errors.SlowBodyError: 408,
     errors.ActivationError: 409,
+    errors.TransitionError: 409,
+    errors.ChangedMeanwhileError: 412,
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.InvalidInputError: 422,
+    errors.MissingPreconditionError: 428,
     errors.TooManyRequestsError: 429,
     errors.RateLimitedError: 429,
     errors.AbandonedError: CLIENT_CLOSED_REQUEST,
@@ -33,6 +37,7 @@ STATUSES: dict[type[ServiceError], int] = {
     errors.WorkerDiedError: 500,
     errors.OverloadedError: 503,
     errors.NotReadyError: 503,
+    errors.QuarantineUnavailableError: 503,
     errors.DeadlineError: 504,
 }
 
