@@ -27,6 +27,8 @@ LEAST_ROLES: dict[str, tuple[Role, Role]] = {
     "/v1/predict": (Role.PREDICT, Role.PREDICT),
     "/v1/models": (Role.PREDICT, Role.ADMIN),
     "/v1/quarantine": (Role.REVIEW, Role.REVIEW),
+    "/v1/whoami": (Role.PREDICT, Role.ADMIN),
+    "/v1/about": (Role.REVIEW, Role.ADMIN),
     "/v2": (Role.PREDICT, Role.ADMIN),
     "/v2/models": (Role.PREDICT, Role.PREDICT),
 }

@@ -52,7 +52,10 @@ class RequestIdentity:
 
     def _further_headers(self, given: Iterable[Header], scope: Scope, request_id: bytes) -> list[Header]:
         headers = [(b"x-request-id", request_id), *SECURITY_HEADERS]
-        if not any(name == CONTENT_POLICY for name, _ in given):  # a page has its own
+        if any(name == CONTENT_POLICY for name, _ in given):  # a page has its own, and may say what to keep
+            named = {name for name, _ in given}
+            headers = [header for header in headers if header[0] not in named]
+        else:
             headers.append(NO_CONTENT_POLICY)
         if scope.get("scheme") == "https":
             headers.append(STRICT_TRANSPORT)

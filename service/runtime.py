@@ -5,6 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 from service.access import Access
+from service.dashboard.parent import Dashboard
 from service.engine import Engine
 from service.errors import NotReadyError
 from service.flight import Flight, flight_of
@@ -26,6 +27,7 @@ class Runtime:
     flight: Flight = field(init=False)
     limiter: RateLimiter | None = field(init=False)
     spans: Spans | None = field(init=False)
+    dashboard: Dashboard | None = field(init=False)
     loading: asyncio.Task[None] | None = None
     draining: bool = False
 
@@ -35,6 +37,7 @@ class Runtime:
         self.flight = flight_of(self.settings)
         self.limiter = limiter_of(self.settings)
         self.spans = spans_of(self.settings)
+        self.dashboard = Dashboard(self.settings) if self.settings.dashboard else None
 
     def start(self) -> None:
         """Begin to load the default model; meanwhile the process is alive and not ready."""
@@ -43,11 +46,17 @@ class Runtime:
     async def close(self) -> None:
         """Answer all that was taken and end every worker."""
         self.draining = True
+        await self.close_dashboard()
         if self.loading is not None:
             self.loading.cancel()
             with suppress(BaseException):  # whoever started it has been told
                 await self.loading
         await self.registry.close()
+
+    async def close_dashboard(self) -> None:
+        """End the page's process; what its tabs hold open ends with it."""
+        if self.dashboard is not None:
+            await self.dashboard.close()
 
     def engine_for(self, name: str | None = None, version: str | None = None) -> Engine:
         """A loaded version; by default the default model's active one. Raises UnknownModelError, NotReadyError."""

@@ -17,6 +17,7 @@ from detectors.bundle import load_manifest
 from service.access import check_exposure
 from service.addresses import resolve, with_port
 from service.app import create_app
+from service.dashboard.forwarding import MAX_MESSAGE_BYTES
 from service.devices import resolve_devices
 from service.errors import SettingsError
 from service.logs import configure_logs
@@ -47,6 +48,8 @@ def serve(settings: Settings) -> None:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
             **transport,
         )
@@ -92,6 +95,7 @@ class Server(uvicorn.Server):
             await asyncio.sleep(self._runtime.settings.drain_seconds)
         if self._grpc is not None:  # refuses new calls and ends those that run
             await self._grpc.stop(self._runtime.settings.shutdown_timeout_seconds)
+        await self._runtime.close_dashboard()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -147,6 +147,12 @@ class Settings(BaseSettings):
         default=None, description="Authorities (PEM) of which each client must show a certificate."
     )
 
+    # What people look at: dashboard/.
+    dashboard: bool = Field(default=True, description="Offer the web page /dashboard.")
+    reports: Path | None = Field(
+        default=None, description="Folder of evaluation runs that the dashboard lists, one a subfolder."
+    )
+
     # Observability: tracing.py.
     trace_endpoint: str | None = Field(
         default=None,

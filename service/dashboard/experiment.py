@@ -1,6 +1,6 @@
 """The process that attacks images for the playground: `python -m service.dashboard.experiment`.
 
-A line of JSON comes in on stdin, an Experiment, and one goes out on stdout, its Finding or a Refusal. It ends with
+A line of JSON comes in on stdin, a question of findings.py, and one goes out on stdout, its answer. It ends with
 its stdin. It alone loads a network on the page's behalf, on one thread and behind all that serves.
 """
 
@@ -24,11 +24,22 @@ from detectors.projection import Plane, ellipses_of, plane_through
 from model.data import to_unit
 from model.errors import LGMGuardError
 from model.images import ImageFormat, decode_image
-from service.dashboard.findings import ClassEllipse, Experiment, Finding, Judged, Refusal, Says
+from service.dashboard.findings import (
+    QUESTION,
+    ClassEllipse,
+    Experiment,
+    Finding,
+    Judged,
+    Refusal,
+    Sample,
+    Samples,
+    Says,
+)
 
 NICENESS = 15
 MAX_PIXELS = 4096 * 4096
 NUM_NEAREST = 3
+MOST_SAMPLES = 10
 STEP_SHARE = 2.5  # BIM's steps together could go so many times as far as eps
 
 
@@ -41,9 +52,10 @@ def main() -> None:
         sys.stdout.flush()
 
 
-def _answer(line: str) -> Finding | Refusal:
+def _answer(line: str) -> Finding | Samples | Refusal:
     try:
-        return perform(Experiment.model_validate_json(line))
+        question = QUESTION.validate_json(line)
+        return perform(question) if isinstance(question, Experiment) else _samples(question.bundle)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         return Refusal(error=f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}")
@@ -80,6 +92,21 @@ def perform(experiment: Experiment) -> Finding:
         ),
         anchors=anchors,
         seconds=time.monotonic() - started,
+    )
+
+
+def _samples(bundle: Path) -> Samples:
+    """The first of each class among the images that a bundle tests itself with."""
+    screener = _loaded(bundle)
+    reference = screener.reference
+    if reference is None:
+        return Samples(samples=())
+    firsts = {int(index): row for row, index in reversed(list(enumerate(reference.class_index)))}
+    return Samples(
+        samples=tuple(
+            Sample(label=screener.labels[index], image=_png(to_unit(reference.images[row])))
+            for index, row in sorted(firsts.items())[:MOST_SAMPLES]
+        )
     )
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_EPS = 0.5
@@ -16,9 +16,17 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
+class SamplesWanted(Record):
+    """Images that the bundle itself brings along, one of each class."""
+
+    kind: Literal["samples"] = "samples"
+    bundle: Path
+
+
 class Experiment(Record):
     """An image file, attacked so that the class it was taken for becomes less likely. eps in units of [0, 1]."""
 
+    kind: Literal["attack"] = "attack"
     bundle: Path
     image: str = Field(description="The file in base64.")
     attack: Attack = "fgsm"
@@ -55,6 +63,7 @@ class ClassEllipse(Record):
 
 
 class Finding(Record):
+    kind: Literal["finding"] = "finding"
     model: str
     version: str
     false_alarm_rate: float
@@ -70,5 +79,22 @@ class Finding(Record):
     seconds: float
 
 
+class Sample(Record):
+    label: str
+    image: Pixels
+
+
+class Samples(Record):
+    kind: Literal["samples"] = "samples"
+    samples: tuple[Sample, ...]
+
+
 class Refusal(Record):
+    kind: Literal["refusal"] = "refusal"
     error: str
+
+
+Question = Annotated[Experiment | SamplesWanted, Field(discriminator="kind")]
+Answer = Annotated[Finding | Samples | Refusal, Field(discriminator="kind")]
+QUESTION: TypeAdapter[Experiment | SamplesWanted] = TypeAdapter(Question)
+ANSWER: TypeAdapter[Finding | Samples | Refusal] = TypeAdapter(Answer)

@@ -17,7 +17,6 @@ from service.access import SAFE_METHODS, check_origin
 from service.dashboard.options import PREFIX
 from service.dashboard.parent import Dashboard
 from service.errors import BodyTooLargeError, FieldFault, ForbiddenError, NotReadyError, OverloadedError, ServiceError
-from service.middleware import SECURITY_HEADERS
 from service.problems import answer_error
 from service.runtime import Runtime
 
@@ -30,8 +29,8 @@ SERVICE_RESTART = 1012
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
 )
-NOT_PASSED_ON = HOP_BY_HOP | {b"authorization", b"x-api-key", b"forwarded", b"content-length"}
-OURS = frozenset(name for name, _ in SECURITY_HEADERS if name != b"cache-control")
+# The origin is looked at here, where the host is known that the browser spoke to.
+NOT_PASSED_ON = HOP_BY_HOP | {b"authorization", b"x-api-key", b"forwarded", b"content-length", b"origin"}
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -175,7 +174,7 @@ async def _answer(response: httpx.Response, send: Send) -> None:
         {
             "type": "http.response.start",
             "status": response.status_code,
-            "headers": [header for header in headers if header[0] not in HOP_BY_HOP | OURS],
+            "headers": [header for header in headers if header[0] not in HOP_BY_HOP | {b"date"}],
         }
     )
     async for chunk in response.aiter_raw():

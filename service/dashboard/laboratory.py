@@ -6,16 +6,13 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import TypeAdapter
-
-from service.dashboard.findings import Experiment, Finding, Refusal
+from service.dashboard.findings import ANSWER, Experiment, Finding, Refusal, Sample, Samples, SamplesWanted
 from service.dashboard.options import Options
 
 IDLE_SECONDS = 300.0
 TIMEOUT_SECONDS = 60.0  # the first one loads a network
 MAX_LINE_BYTES = 8 * 1024 * 1024
 MANIFEST = "bundle.json"
-ANSWER: TypeAdapter[Finding | Refusal] = TypeAdapter(Finding | Refusal)
 
 
 class ExperimentError(Exception):
@@ -37,12 +34,24 @@ class Laboratory:
         return next((folder for folder in self._folders() if _identity(folder) is not None), None)
 
     async def perform(self, experiment: Experiment) -> Finding:
-        """One at a time. Raises ExperimentError."""
+        """Raises ExperimentError."""
+        answer = await self._ask(experiment)
+        assert isinstance(answer, Finding)
+        return answer
+
+    async def samples(self, bundle: Path) -> tuple[Sample, ...]:
+        """Raises ExperimentError."""
+        answer = await self._ask(SamplesWanted(bundle=bundle))
+        assert isinstance(answer, Samples)
+        return answer.samples
+
+    async def _ask(self, question: Experiment | SamplesWanted) -> Finding | Samples:
+        """One at a time."""
         async with self._busy:
             self._stay()
             try:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
-                    line = await self._exchange(experiment.model_dump_json().encode() + b"\n")
+                    line = await self._exchange(question.model_dump_json().encode() + b"\n")
             except (TimeoutError, ConnectionError, ValueError):
                 line = b""
             if not line:
