@@ -11,6 +11,7 @@ from prometheus_client.core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 from service.judgements import Judgements
+from service.quarantine.records import State
 
 P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 NATS = (-1e6, -1e5, -1e4, -3000, -1000, -300, -100, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 50, 100, 300, 1000)
@@ -104,6 +105,25 @@ class Metrics:
         self.detector_p_value = ArrayHistogram(
             "lgm_detector_p_value", "P-value of each detector.", P_VALUES, label="detector"
         )
+        self.quarantined = Counter(
+            "lgm_quarantine",
+            "Images chosen for quarantine, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("kept", "dropped", "failed", "expired"):
+            self.quarantined.labels(outcome)
+        self.quarantine_queue_depth = Gauge(
+            "lgm_quarantine_queue_depth", "Images that wait to be kept.", registry=self.registry
+        )
+        self.quarantine_bytes = Gauge(
+            "lgm_quarantine_bytes", "Bytes of the images in quarantine.", registry=self.registry
+        )
+        self.quarantine_items = Gauge(
+            "lgm_quarantine_items", "Items in quarantine, by state.", ["state"], registry=self.registry
+        )
+        for state in State:
+            self.quarantine_items.labels(state.value)
         for histogram in [value for value in vars(self).values() if isinstance(value, ArrayHistogram)]:
             self.registry.register(histogram)
         self._answered: dict[tuple[str, int | str], Counter] = {}

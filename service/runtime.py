@@ -1,15 +1,20 @@
 """What one server process holds while it runs."""
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.access import Access
 from service.dashboard.parent import Dashboard
 from service.engine import Engine
-from service.errors import NotReadyError
+from service.errors import NotReadyError, UnknownItemError
 from service.flight import Flight, flight_of
+from service.judgements import Floats, Judgements
 from service.metrics import Metrics
+from service.quarantine import Quarantine
+from service.quarantine.assembly import Ward, ward_of
 from service.rate_limit import RateLimiter, limiter_of
 from service.registry import Registry
 from service.settings import Settings
@@ -28,6 +33,7 @@ class Runtime:
     limiter: RateLimiter | None = field(init=False)
     spans: Spans | None = field(init=False)
     dashboard: Dashboard | None = field(init=False)
+    ward: Ward | None = field(init=False)
     loading: asyncio.Task[None] | None = None
     draining: bool = False
 
@@ -38,10 +44,13 @@ class Runtime:
         self.limiter = limiter_of(self.settings)
         self.spans = spans_of(self.settings)
         self.dashboard = Dashboard(self.settings) if self.settings.dashboard else None
+        self.ward = ward_of(self.settings, self.metrics)
 
     def start(self) -> None:
         """Begin to load the default model; meanwhile the process is alive and not ready."""
         self.loading = asyncio.create_task(self.registry.load_default())
+        if self.ward is not None:
+            self.ward.writer.start()
 
     async def close(self) -> None:
         """Answer all that was taken and end every worker."""
@@ -52,6 +61,19 @@ class Runtime:
             with suppress(BaseException):  # whoever started it has been told
                 await self.loading
         await self.registry.close()
+        if self.ward is not None:
+            await asyncio.to_thread(self.ward.close)
+
+    def quarantine(self) -> Quarantine:
+        """Raises UnknownItemError where nothing is kept."""
+        if self.ward is None:
+            raise UnknownItemError("nothing is kept here: the setting quarantine is off")
+        return self.ward.quarantine
+
+    def offer(self, engine: Engine, images: Floats, judgements: Judgements, state: Mapping[str, Any]) -> None:
+        """Let the quarantine have what it keeps of images that were judged; state is the request's."""
+        if self.ward is not None:
+            self.ward.capture.offer(engine, images, judgements, state)
 
     async def close_dashboard(self) -> None:
         """End the page's process; what its tabs hold open ends with it."""

@@ -12,7 +12,8 @@ from fastapi.responses import RedirectResponse, Response
 from nicegui import ui
 
 from service.client.errors import ClientError, ProblemError
-from service.dashboard.feed import Render
+from service.dashboard import words
+from service.dashboard.feed import Feed, Render
 from service.dashboard.login import LOGIN, LOGOUT, STATIC
 from service.dashboard.options import PREFIX
 from service.dashboard.sessions import Session
@@ -26,6 +27,7 @@ ICON = (
     'stroke="currentColor" stroke-width="1.8"/><path d="M10 2.8a7.2 7.2 0 0 1 0 14.4z" fill="currentColor"/></svg>'
 )
 WAITING = '<div class="empty">Waiting for the service …</div>'
+STALE = '<div class="banner bad"><div><p>{reason}</p><p class="quiet">{shown}</p></div></div>'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,29 +57,33 @@ class Tab:
         self.state, self.session = state, session
         self.client = ui.context.client
         self._parts: list[tuple[ui.html, Render]] = []
+        self._trouble: ui.html | None = None
 
     def live(self, render: Render, *, classes: str = "", role: str | None = None) -> None:
         """A part of the page that follows the monitor."""
+        if not self._parts:
+            self._follow()
         part = html("", classes=classes)
         if role is not None:
             part.props(f"role={role}")
-        if not self._parts:
-            self._follow()
         self._parts.append((part, render))
         self._refresh(part, render)
 
     def _follow(self) -> None:
+        self._trouble = html(_trouble(self.state.feed)).props("role=alert")
         feed = self.state.feed
         feed.subscribe(self._on_news, self.session)
         self.client.on_delete(lambda: feed.unsubscribe(self._on_news))
 
     def _on_news(self) -> None:
+        assert self._trouble is not None
+        self._trouble.content = _trouble(self.state.feed)
         for part, render in self._parts:
             self._refresh(part, render)
 
     def _refresh(self, part: ui.html, render: Render) -> None:
         feed = self.state.feed
-        part.content = WAITING if feed.latest is None else feed.rendered(render)
+        part.content = "" if feed.latest is None else feed.rendered(render)
 
     async def check(self) -> None:
         """A key that was revoked, or a session that has ended, closes its tabs."""
@@ -92,6 +98,17 @@ class Tab:
             return
         if not state.sessions.is_open(session):
             self.client.open(LOGIN)
+
+
+def _trouble(feed: Feed) -> str:
+    if feed.fault is not None:
+        shown = "" if feed.received is None else f"Shown is what was at {words.clock(feed.received)}."
+        return STALE.format(reason=escape(_sentence(feed.fault)), shown=shown)
+    return WAITING if feed.latest is None else ""
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:].rstrip(".") + "."
 
 
 def html(content: str, *, classes: str = "", tag: str = "div") -> ui.html:

@@ -91,6 +91,7 @@ class Method:
         if not door.anonymous:
             call.state["key"] = principal.name
         authorise(principal, Role.PREDICT)
+        call.state["principal"] = principal
         return principal.name
 
     async def _take(self, caller: str, call: Call) -> None:

@@ -152,7 +152,7 @@ class Bench:
 
 
 def _pictures(bench: Bench, samples: list[Sample]) -> None:
-    with element("section", "card", **{"aria-label": "Image"}):
+    with element("section", "card stack", **{"aria-label": "Image"}):
         html('<div class="head"><h2>Image</h2></div>')
         with element("div", "samples"):
             for sample in samples:
@@ -204,7 +204,7 @@ def _slider(
 ) -> ui.element:
     with element("div") as box:
         text = html(f'<label for="{name}">{told(value)}</label>')
-        with element("input", id=name, type="range", min=str(low), max=str(high), step=str(step), value=str(value)) as made:
+        with element("input", id=name, type="range", min=str(low), max=str(high), step=str(step), **{"^value": str(value)}) as made:
             pass
 
     def move(event: GenericEventArguments) -> None:
