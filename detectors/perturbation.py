@@ -42,9 +42,7 @@ def bim(
     return found
 
 
-def _ascent(
-    logits: Logits, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]
-) -> Float[Tensor, "n c h w"]:
+def _ascent(logits: Logits, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> Float[Tensor, "n c h w"]:
     """Sign of the loss's gradient in each pixel."""
     with torch.enable_grad():
         given = images.detach().requires_grad_()

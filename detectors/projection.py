@@ -26,7 +26,7 @@ class Plane:
 
     def project(self, points: Float[Tensor, "n d"]) -> Float[Tensor, "n 2"]:
         """Where points of feature space lie in the plane."""
-        return (points - self.origin) @ self.axes.T
+        return torch.matmul(points - self.origin, self.axes.T)
 
     def distance(self, points: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """How far points lie from the plane: what the picture does not show."""
@@ -36,11 +36,11 @@ class Plane:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ellipse:
-    """Where a class's density, projected, has fallen to exp(-1/2): half axes at one sigma, turned by angle (radians)."""
+    """Where a class's density, projected, has fallen to exp(-1/2): half axes at one sigma, turned by angle."""
 
     centre: tuple[float, float]
     half_axes: tuple[float, float]
-    angle: float
+    angle: float  # in radians, counter-clockwise
 
 
 def plane_through(points: Float[Tensor, "3 d"]) -> Plane:
@@ -66,4 +66,3 @@ def _ellipse(centre: Float[Tensor, " 2"], covariance: Float[Tensor, "2 2"]) -> E
     small, large = values.clamp_min(0).sqrt().tolist()
     first, second = centre.tolist()
     return Ellipse(centre=(first, second), half_axes=(large, small), angle=math.atan2(y, x))
-

@@ -13,8 +13,8 @@ from service.errors import NotReadyError, UnknownItemError
 from service.flight import Flight, flight_of
 from service.judgements import Floats, Judgements
 from service.metrics import Metrics
-from service.quarantine import Quarantine
 from service.quarantine.assembly import Ward, ward_of
+from service.quarantine.quarantine import Quarantine
 from service.rate_limit import RateLimiter, limiter_of
 from service.registry import Registry
 from service.settings import Settings

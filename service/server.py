@@ -6,7 +6,6 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -15,7 +14,7 @@ import uvicorn
 
 from detectors.bundle import load_manifest
 from service.access import check_exposure
-from service.addresses import resolve, with_port
+from service.addresses import bind, with_port
 from service.app import create_app
 from service.dashboard.forwarding import MAX_MESSAGE_BYTES
 from service.devices import resolve_devices
@@ -37,7 +36,7 @@ def serve(settings: Settings) -> None:
     listen_grpc = _grpc_listener(settings)
     resolve_devices(settings.device)
     load_manifest(settings.bundle)
-    with _bind(settings) as listener:
+    with bind(settings.host, settings.port) as listener:
         check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
         app = create_app(settings, runtime=runtime)
@@ -112,16 +111,3 @@ def _grpc_listener(settings: Settings) -> ListenGrpc | None:
     except ImportError as error:
         raise SettingsError(f"grpc_port: {error.name} is missing; pip install 'lgm-guard[grpc]'") from None
     return grpc_server.listen
-
-
-def _bind(settings: Settings) -> socket.socket:
-    try:
-        family, kind, protocol, address = resolve(settings.host, settings.port)
-        with ExitStack() as on_failure:
-            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            on_failure.pop_all()
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    return listener

@@ -8,9 +8,7 @@ import socket
 import sys
 import threading
 
-import uvicorn
-
-from service.dashboard.app import create_app
+from service.dashboard.app import serve
 from service.dashboard.options import Options
 from service.logs import configure_logs
 
@@ -23,20 +21,7 @@ def main() -> None:
     os.nice(NICENESS)
     listener = socket.socket(fileno=int(sys.argv[1]))
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    run(options, listener)
-
-
-def run(options: Options, listener: socket.socket) -> None:
-    config = uvicorn.Config(
-        create_app(options),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        forwarded_allow_ips="*" if options.socket is not None else None,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=1,
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    serve(options, listener)
 
 
 def _end_with_the_parent() -> None:

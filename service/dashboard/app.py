@@ -1,9 +1,11 @@
 """The page's ASGI application."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import uvicorn
 from fastapi import FastAPI
 from nicegui import app as nicegui_app
 from nicegui import core, ui
@@ -20,6 +22,20 @@ from service.dashboard.state import State
 from service.dashboard.upstream import Service
 
 STATIC_FILES = Path(__file__).parent / "static"
+
+
+def serve(options: Options, listener: socket.socket) -> None:
+    """Until told to stop."""
+    config = uvicorn.Config(
+        create_app(options),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        forwarded_allow_ips="*" if options.socket is not None else None,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=1,
+    )
+    uvicorn.Server(config).run(sockets=[listener])
 
 
 def create_app(options: Options) -> ASGIApp:
@@ -52,7 +68,7 @@ def create_app(options: Options) -> ASGIApp:
     return PageHeaders(door)
 
 
-def _lifespan_of(state: State):
+def _lifespan_of(state: State) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:

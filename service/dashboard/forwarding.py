@@ -153,11 +153,9 @@ async def _upwards(page: ClientConnection, receive: Receive) -> None:
         message = await receive()
         if message["type"] == "websocket.disconnect":
             return
-        text, data = message.get("text"), message.get("bytes")
-        if len(text or data or b"") > MAX_MESSAGE_BYTES:
-            return
+        data: str | bytes = message.get("text") or message.get("bytes") or b""
         try:
-            await page.send(data if text is None else text)
+            await page.send(data)
         except ConnectionClosed:
             return
 
@@ -187,8 +185,9 @@ def is_below(path: str) -> bool:
 
 
 def target(scope: Scope) -> str:
-    query = scope["query_string"]
-    return scope["raw_path"].decode("ascii") + (f"?{query.decode('latin-1')}" if query else "")
+    path: bytes = scope["raw_path"]
+    query: bytes = scope["query_string"]
+    return (path + b"?" + query if query else path).decode("latin-1")
 
 
 def passed_on(scope: Scope) -> Headers:
@@ -204,4 +203,3 @@ def passed_on(scope: Scope) -> Headers:
 
 def _text(headers: Headers) -> list[tuple[str, str]]:
     return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers if name != b"host"]
-

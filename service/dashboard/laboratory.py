@@ -24,6 +24,7 @@ class Laboratory:
         self._options = options
         self._process: asyncio.subprocess.Process | None = None
         self._busy = asyncio.Lock()
+        self._asked: set[asyncio.Task[Finding | Samples]] = set()
         self._idle: asyncio.TimerHandle | None = None
 
     def bundle_of(self, name: str, version: str) -> Path | None:
@@ -46,7 +47,13 @@ class Laboratory:
         return answer.samples
 
     async def _ask(self, question: Experiment | SamplesWanted) -> Finding | Samples:
-        """One at a time."""
+        """To its end, even if nobody waits any more: else the next one would read this one's answer."""
+        asked = asyncio.create_task(self._ask_alone(question))
+        self._asked.add(asked)
+        asked.add_done_callback(self._asked.discard)
+        return await asyncio.shield(asked)
+
+    async def _ask_alone(self, question: Experiment | SamplesWanted) -> Finding | Samples:
         async with self._busy:
             self._stay()
             try:

@@ -20,6 +20,7 @@ from service.dashboard.sessions import Session
 from service.dashboard.state import State
 
 CHECK_SECONDS = 30.0
+RESPONSE_SECONDS = 15.0
 Build = Callable[["Tab"], Awaitable[None] | None]
 
 ICON = (
@@ -61,15 +62,17 @@ class Tab:
 
     def live(self, render: Render, *, classes: str = "", role: str | None = None) -> None:
         """A part of the page that follows the monitor."""
-        if not self._parts:
-            self._follow()
+        self.follow()
         part = html("", classes=classes)
         if role is not None:
             part.props(f"role={role}")
         self._parts.append((part, render))
         self._refresh(part, render)
 
-    def _follow(self) -> None:
+    def follow(self) -> None:
+        """Here is told what is wrong with the monitor's stream, if anything is."""
+        if self._trouble is not None:
+            return
         self._trouble = html(_trouble(self.state.feed)).props("role=alert")
         feed = self.state.feed
         feed.subscribe(self._on_news, self.session)
@@ -124,11 +127,6 @@ def element(tag: str, classes: str = "", **attributes: str) -> Iterator[ui.eleme
         yield made
 
 
-def card(title: str, content: str, *, unit: str = "") -> str:
-    told = f'<span class="unit">{escape(unit)}</span>' if unit else ""
-    return f'<div class="head"><h2>{escape(title)}</h2>{told}</div>{content}'
-
-
 def add_page(state: State, path: str, build: Build) -> None:
     """A page of the navigation, behind its role."""
     entry = next(entry for entry in NAVIGATION if entry.path == path)
@@ -144,13 +142,15 @@ def add_page(state: State, path: str, build: Build) -> None:
                 await built
         return None
 
-    ui.page(path, title=f"{entry.title} · lgm-guard")(shown)
+    ui.page(path, title=f"{entry.title} · lgm-guard", response_timeout=RESPONSE_SECONDS)(shown)
 
 
 @contextmanager
 def _frame(tab: Tab, entry: Entry) -> Iterator[None]:
     tag = version("lgm-guard")
-    ui.add_head_html(f'<link rel="stylesheet" href="{STATIC}dashboard.css?{tag}"><script src="{STATIC}theme.js?{tag}"></script>')
+    ui.add_head_html(
+        f'<link rel="stylesheet" href="{STATIC}dashboard.css?{tag}"><script src="{STATIC}theme.js?{tag}"></script>'
+    )
     with ui.header(fixed=False, wrap=False, add_scroll_padding=False).classes("top"):
         html(_top(tab.session, entry))
     with element("div", "page", id="content", tabindex="-1"):
@@ -172,5 +172,6 @@ def _top(session: Session, current: Entry) -> str:
         f'<a class="skip" href="#content">Skip to content</a><div class="inner">'
         f'<a class="brand" href="{PREFIX}/"><img src="{STATIC}icon.svg" alt="" width="24" height="24">lgm-guard</a>'
         f'<nav aria-label="Pages"><ul>{links}</ul></nav><div class="who">'
-        f'<button type="button" class="icon" data-theme-toggle aria-label="Colours. Change">{ICON}</button>{who}</div></div>'
+        f'<button type="button" class="icon" data-theme-toggle aria-label="Colours. Change">{ICON}</button>'
+        f"{who}</div></div>"
     )

@@ -34,7 +34,10 @@ class Service:
         transport = None if options.socket is None else httpx.AsyncHTTPTransport(uds=str(options.socket))
         self.url = options.url
         self._http = httpx.AsyncClient(
-            base_url=options.url, transport=transport, timeout=TIMEOUT_SECONDS, headers={"accept-encoding": "identity"}
+            base_url=options.url,
+            transport=transport,
+            timeout=TIMEOUT_SECONDS,
+            headers={"accept-encoding": "identity"},
         )
 
     async def close(self) -> None:
@@ -94,7 +97,9 @@ def _check(response: httpx.Response) -> None:
     try:
         problem = Problem.read(response.json())
     except (KeyError, TypeError, ValueError, AttributeError):
-        raise AnswerError(f"{response.request.url.path} answered {response.status_code}, not as lgm-guard does") from None
+        raise AnswerError(
+            f"{response.request.url.path} answered {response.status_code}, not as lgm-guard does"
+        ) from None
     raise ProblemError(problem)
 
 

@@ -10,4 +10,17 @@ from service.dashboard.charts.plane import plane
 from service.dashboard.charts.rows import Box, Dot, boxes, dots
 from service.dashboard.charts.series import Line, series
 
-__all__ = ["Axis", "Box", "Dot", "Line", "axis_to", "boxes", "dots", "frame", "histogram", "legend", "plane", "series"]
+__all__ = [
+    "Axis",
+    "Box",
+    "Dot",
+    "Line",
+    "axis_to",
+    "boxes",
+    "dots",
+    "frame",
+    "histogram",
+    "legend",
+    "plane",
+    "series",
+]

@@ -47,10 +47,11 @@ def frame(drawing: str, *, axis: Axis, along: Sequence[tuple[float, str]], label
     )
     below = "".join(f'<span style="left:{100 * place:g}%">{escape(text)}</span>' for place, text in along)
     width = max(map(len, texts)) * 7 + 4
+    style = f"--height:{height}px;--y-width:{width}px"
     return (
-        f'<figure class="chart" role="img" aria-label="{escape(label)}" style="--height:{height}px;--y-width:{width}px">'
-        f'<div class="y">{up}</div><div class="plot"><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" preserveAspectRatio="none" '
-        f'aria-hidden="true">{lines}{drawing}</svg></div><div class="x">{below}</div></figure>'
+        f'<figure class="chart" role="img" aria-label="{escape(label)}" style="{style}"><div class="y">{up}</div>'
+        f'<div class="plot"><svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" preserveAspectRatio="none" aria-hidden="true">'
+        f'{lines}{drawing}</svg></div><div class="x">{below}</div></figure>'
     )
 
 
@@ -62,5 +63,5 @@ def legend(*entries: tuple[str, str]) -> str:
 
 def _round_up(value: float) -> float:
     """The next of 1, 2, 5 times a power of ten."""
-    power = 10 ** math.floor(math.log10(value))
+    power = 10.0 ** math.floor(math.log10(value))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= value * (1 - 1e-9))

@@ -19,7 +19,7 @@ def histogram(
     """first_kind: class of the first bar, which holds what was flagged."""
     width = WIDTH / len(counts)
     bars = "".join(
-        f'<rect class="{f"bar {first_kind if index == 0 else str()}".strip()}" x="{index * width + GAP / 2 * width:.1f}" '
+        f'<rect class="bar {first_kind if index == 0 else ""}" x="{(index + GAP / 2) * width:.1f}" '
         f'width="{width * (1 - GAP):.1f}" y="{axis.height(count):g}" height="{HEIGHT - axis.height(count):.1f}"/>'
         for index, count in enumerate(counts)
     )

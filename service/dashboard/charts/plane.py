@@ -29,7 +29,9 @@ class _View:
         )
 
 
-def plane(classes: Sequence[ClassEllipse], anchors: Sequence[str], clean: Judged, attacked: Judged, *, label: str) -> str:
+def plane(
+    classes: Sequence[ClassEllipse], anchors: Sequence[str], clean: Judged, attacked: Judged, *, label: str
+) -> str:
     strong = [one for one in classes if one.label in anchors]
     corners = [corner for one in strong for corner in _corners(one)]
     view = _View([*corners, clean.position, attacked.position])

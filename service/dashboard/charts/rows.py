@@ -41,8 +41,9 @@ def dots(rows: Sequence[Dot], *, axis: Axis, mark: float, label: str) -> str:
 
 def boxes(rows: Sequence[Box], *, axis: Axis, label: str) -> str:
     drawn = "".join(
-        f'<span class="name">{escape(row.name)}</span><div class="track">{_box(row.calibration, "calibration", 13, axis)}'
-        f'{_box(row.live, "live", 3, axis)}</div><span class="said">{escape(row.said)}</span>'
+        f'<span class="name">{escape(row.name)}</span><div class="track">'
+        f"{_box(row.calibration, 'calibration', 13, axis)}{_box(row.live, 'live', 3, axis)}</div>"
+        f'<span class="said">{escape(row.said)}</span>'
         for row in rows
     )
     return _rows(drawn, axis, label)
@@ -72,9 +73,10 @@ def _box(quantiles: Sequence[float] | None, kind: str, top: int, axis: Axis) -> 
     if quantiles is None:
         return ""
     least, low, median, high, most = (_place(value, axis) for value in quantiles)
+    middle = max(0.4, high - low)
     return (
         f'<i class="whisker {kind}" style="left:{least:g}%;width:{most - least:.2f}%;top:{top + 4}px"></i>'
-        f'<i class="middle {kind}" style="left:{low:g}%;width:{max(0.4, high - low):.2f}%;top:{top}px;height:10px"></i>'
+        f'<i class="middle {kind}" style="left:{low:g}%;width:{middle:.2f}%;top:{top}px;height:10px"></i>'
         f'<i class="median" style="left:{median:g}%;top:{top}px;height:10px"></i>'
     )
 

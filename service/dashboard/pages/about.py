@@ -6,10 +6,12 @@ from typing import Any
 from service.client.answers import Versions
 from service.client.errors import ClientError
 from service.dashboard import words
-from service.dashboard.shell import Tab, add_page, card, element, html
+from service.dashboard.markup import RIGHT, card, facts, table, tag
+from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State
 from service.monitoring.snapshot import Snapshot
 
+UNLIMITED = ("rate_limit", "max_in_flight_per_key")  # where zero says so
 STATES = {"active": "good", "loaded": "", "available": ""}
 
 
@@ -26,14 +28,16 @@ async def build(tab: Tab) -> None:
     except ClientError as error:
         html(f'<p class="fault" role="alert">{escape(str(error))}</p>')
         return
+    tab.follow()
     with element("div", "grid wide"):
-        tab.live(process, classes="card")
-        html(models(versions), classes="card")
+        with element("div", "stack"):
+            tab.live(process, classes="card")
+            html(models(versions), classes="card")
         html(settings(about), classes="card")
 
 
 def process(snapshot: Snapshot) -> str:
-    facts = {
+    told = {
         "Service": f"lgm-guard {snapshot.service_version}",
         "State": "ready" if snapshot.ready else "not ready",
         "Up for": words.duration(snapshot.uptime_seconds),
@@ -41,35 +45,36 @@ def process(snapshot: Snapshot) -> str:
         "Precision": snapshot.precision,
         "Queue": f"{words.count(snapshot.queue_capacity)} images",
     }
-    told = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    return card("Process", f'<dl class="facts">{told}</dl>')
+    return card("Process", facts({name: escape(value) for name, value in told.items()}))
 
 
 def models(versions: Versions) -> str:
-    rows = "".join(
-        f'<tr><td>{escape(model.name)}</td><td><code>{escape(one.version)}</code></td>'
-        f'<td><span class="tag {STATES[one.state]}">{one.state}</span></td>'
-        f'<td class="right">{words.percent(one.accuracy, 2)}</td><td class="right">{words.percent(one.false_alarm_rate)}</td></tr>'
+    rows = [
+        (
+            escape(model.name),
+            f"<code>{escape(one.version)}</code>",
+            tag(one.state, STATES[one.state]),
+            words.percent(one.accuracy, 2),
+            words.percent(one.false_alarm_rate),
+        )
         for model in versions.models
         for one in model.versions
-    )
+    ]
     refused = "".join(
-        f'<p class="fault small">{escape(folder)}: {escape(reason)}</p>' for folder, reason in versions.refused.items()
+        f'<p class="fault small">{escape(folder)}: {escape(reason)}</p>'
+        for folder, reason in versions.refused.items()
     )
-    head = (
-        "<thead><tr><th scope=col>Model</th><th scope=col>Version</th><th scope=col>State</th>"
-        '<th scope=col class="right">Accuracy</th><th scope=col class="right">Promise</th></tr></thead>'
-    )
-    table = f'<div class="scroll" tabindex="0" role="region" aria-label="Versions"><table>{head}<tbody>{rows}</tbody></table></div>'
-    return card("Versions", table + refused)
+    columns = (("Model", ""), ("Version", ""), ("State", ""), ("Accuracy", RIGHT), ("Promise", RIGHT))
+    return card("Versions", table(columns, rows, label="Versions") + refused)
 
 
 def settings(about: dict[str, Any]) -> str:
-    told = "".join(
-        f"<dt>{escape(name.removesuffix('_bytes').removesuffix('_seconds').replace('_', ' '))}</dt><dd>{escape(_value(name, value))}</dd>"
-        for name, value in about["settings"].items()
-    )
-    return card("Settings and limits", f'<dl class="facts">{told}</dl>')
+    told = {_name(name): escape(_value(name, value)) for name, value in about["settings"].items()}
+    return card("Settings and limits", facts(told))
+
+
+def _name(name: str) -> str:
+    return name.removesuffix("_bytes").removesuffix("_seconds").replace("_", " ")
 
 
 def _value(name: str, value: str | int | float) -> str:
@@ -77,6 +82,6 @@ def _value(name: str, value: str | int | float) -> str:
         return value
     if name.endswith("_bytes"):
         return words.size(value)
-    if name in ("rate_limit", "max_in_flight_per_key") and value == 0:
+    if name in UNLIMITED and value == 0:
         return "unlimited"
     return f"{value:g} s" if name.endswith("_seconds") else words.count(value)

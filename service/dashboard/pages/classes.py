@@ -2,8 +2,8 @@
 
 from service.dashboard import words
 from service.dashboard.charts import Axis, Box, Dot, axis_to, boxes, dots, legend
-from service.dashboard.pages.overview import empty
-from service.dashboard.shell import Tab, add_page, card, element, html
+from service.dashboard.markup import card, empty
+from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State
 from service.monitoring.snapshot import ClassMonitor, ModelMonitor, Snapshot
 
@@ -34,7 +34,9 @@ def flagged(snapshot: Snapshot) -> str:
         mark=model.promised_share,
         label="Flagged share of each class with its interval, beside the promise.",
     )
-    marks = legend(("box", "share and 95 % interval"), ("promise", f"promised: {words.percent(model.promised_share)} at most"))
+    marks = legend(
+        ("box", "share and 95 % interval"), ("promise", f"promised: {words.percent(model.promised_share)} at most")
+    )
     return card("Flagged share", chart + marks, unit="of the class's images")
 
 
@@ -56,11 +58,15 @@ def likelihood(snapshot: Snapshot) -> str:
             name=one.label,
             live=one.log_likelihood.live,
             calibration=one.log_likelihood.calibration,
-            said="no images" if one.log_likelihood.live is None else words.nats(one.log_likelihood.median_shift, signed=True),
+            said="no images"
+            if one.log_likelihood.live is None
+            else words.nats(one.log_likelihood.median_shift, signed=True),
         )
         for one in model.classes
     ]
-    chart = boxes(rows, axis=_axis(min(values), max(values)), label="Log-likelihood of each class beside the calibration's.")
+    chart = boxes(
+        rows, axis=_axis(min(values), max(values)), label="Log-likelihood of each class beside the calibration's."
+    )
     marks = legend(("box", "the last hour"), ("box quiet", "calibration"))
     levels = ", ".join(f"{100 * level:.0f}" for level in known[0].levels)
     note = f'<p class="quiet small">Quantiles at {levels} %. On the right how far the median has moved.</p>'
@@ -71,7 +77,9 @@ def _axis(low: float, high: float) -> Axis:
     steps = axis_to(max(high - low, 1e-3), format=words.short, num_ticks=NUM_TICKS).ticks
     step = steps[1]
     start = step * (low // step)
-    ticks = tuple(round(start + step * number, 6) for number in range(len(steps) + 1) if start + step * (number - 1) < high)
+    ticks = tuple(
+        round(start + step * number, 6) for number in range(len(steps) + 1) if start + step * (number - 1) < high
+    )
     return Axis(low=ticks[0], high=ticks[-1], ticks=ticks, format=words.short)
 
 
@@ -79,4 +87,6 @@ def hidden(snapshot: Snapshot) -> str:
     model = snapshot.models[0] if snapshot.models else None
     if model is None or model.num_classes <= len(model.classes):
         return ""
-    return f'<p class="quiet">Shown are the {len(model.classes)} classes with most images, of {model.num_classes}.</p>'
+    return (
+        f'<p class="quiet">Shown are the {len(model.classes)} classes with most images, of {model.num_classes}.</p>'
+    )

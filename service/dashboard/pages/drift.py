@@ -4,7 +4,8 @@ from html import escape
 from math import exp
 
 from service.dashboard import words
-from service.dashboard.shell import Tab, add_page, card, element, html
+from service.dashboard.markup import RIGHT, banner, card, empty, facts, quiet, table
+from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State
 from service.monitoring.snapshot import DriftAlarm, ModelMonitor, Snapshot
 
@@ -14,6 +15,11 @@ KINDS = {
     "likelihood": ("Likelihood has moved", "/dashboard/classes"),
 }
 MOST_SPELT_OUT = 1e6
+MOST_NATS = 700.0  # beyond, the exponential is none
+EXPLANATION = (
+    "Evidence is how much likelier the images seen are under a drift than under none. An alarm says that the traffic "
+    "has changed, not why: a new camera and an attack look alike here. The review queue shows which inputs they are."
+)
 
 
 def register(state: State) -> None:
@@ -37,42 +43,45 @@ def verdict(snapshot: Snapshot) -> str:
         told, kind = "There is no traffic to compare with the calibration images.", ""
     else:
         told, kind = "The traffic is like the calibration images, as far as can be told.", "good"
-    return f'<div class="banner {kind}"><div><p>{told}</p></div></div>'
+    return banner(told, kind)
 
 
 def alarms(snapshot: Snapshot) -> str:
-    rows = "".join(_row(alarm, model) for model in snapshot.models for alarm in model.drift.alarms)
+    rows = [_row(alarm, model) for model in snapshot.models for alarm in model.drift.alarms]
     if not rows:
         return ""
-    head = "<thead><tr><th scope=col>What</th><th scope=col>In words</th><th scope=col>Since</th><th scope=col>Evidence</th></tr></thead>"
-    return f'<div class="card scroll" tabindex="0" role="region" aria-label="Alarms"><table>{head}<tbody>{rows}</tbody></table></div>'
+    columns = (("What", ""), ("In words", ""), ("Since", ""), ("Evidence", RIGHT))
+    return f'<div class="card">{table(columns, rows, label="Signs of drift")}</div>'
 
 
-def _row(alarm: DriftAlarm, model: ModelMonitor) -> str:
+def _row(alarm: DriftAlarm, model: ModelMonitor) -> tuple[str, ...]:
     title, link = KINDS[alarm.kind]
-    odds = exp(min(alarm.evidence, 700))
-    times = f"{words.count(odds)} : 1" if odds < MOST_SPELT_OUT else "over a million : 1"
+    odds = exp(min(alarm.evidence, MOST_NATS))
     return (
-        f'<tr><td><a href="{link}">{title}</a><br><span class="quiet small">{escape(model.name)}</span></td>'
-        f"<td>{escape(alarm.words)}</td><td>{words.clock(alarm.since)}<br>"
-        f'<span class="quiet small">for {words.duration(alarm.duration_seconds)}</span></td>'
-        f'<td class="number">{times}</td></tr>'
+        f'<a href="{link}">{title}</a><br><span class="quiet small">{escape(model.name)}</span>',
+        escape(alarm.words),
+        f"{words.clock(alarm.since)}<br>"
+        f'<span class="quiet small">for {words.duration(alarm.duration_seconds)}</span>',
+        f"{words.count(odds)} : 1" if odds < MOST_SPELT_OUT else "over a million : 1",
     )
 
 
 def calibration(snapshot: Snapshot) -> str:
-    facts = "".join(_calibration(model) for model in snapshot.models)
-    return card("Calibration", facts or '<div class="empty">No model is loaded yet.</div>')
+    told = "".join(_calibration(model) for model in snapshot.models)
+    return card("Calibration", told or empty("No model is loaded yet."))
 
 
 def _calibration(model: ModelMonitor) -> str:
     told = model.calibration
     made = "the bundle does not say" if told.created is None else words.date(told.created)
     age = "" if told.age_seconds is None else f" ({words.duration(told.age_seconds)} ago)"
-    return (
-        f'<dl class="facts"><dt>Model</dt><dd>{escape(model.name)} <code>{escape(model.version)}</code></dd>'
-        f"<dt>Calibrated</dt><dd>{made}{age}</dd><dt>On</dt><dd>{words.count(told.num_images)} images</dd>"
-        f"<dt>Promise</dt><dd>at most {words.percent(model.promised_share)} of each class flagged</dd></dl>"
+    return facts(
+        {
+            "Model": f"{escape(model.name)} <code>{escape(model.version)}</code>",
+            "Calibrated": f"{made}{age}",
+            "On": f"{words.count(told.num_images)} images",
+            "Promise": f"at most {words.percent(model.promised_share)} of each class flagged",
+        }
     )
 
 
@@ -83,9 +92,4 @@ def method(snapshot: Snapshot) -> str:
         f"{model.drift.num_classes_tested} classes of {escape(model.name)}, however often one looks.</p>"
         for model in snapshot.models
     )
-    return card(
-        "How it is told",
-        f'{told}<p class="quiet small">Evidence is how much likelier the images seen are under a drift than under none. '
-        "An alarm says that the traffic has changed, not why: a new camera and an attack look alike here. "
-        "The review queue shows which inputs they are.</p>",
-    )
+    return card("How it is told", told + quiet(EXPLANATION))

@@ -6,7 +6,8 @@ from math import sqrt
 
 from service.dashboard import words
 from service.dashboard.charts import Line, axis_to, histogram, legend, series
-from service.dashboard.shell import Tab, add_page, card, element, html
+from service.dashboard.markup import banner, card, empty
+from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State
 from service.monitoring.snapshot import FlaggedShare, ModelMonitor, Snapshot, Traffic
 
@@ -22,29 +23,42 @@ def register(state: State) -> None:
 
 def build(tab: Tab) -> None:
     html("<h1>Overview</h1>", classes="title")
-    tab.live(banner, role="status")
+    tab.live(summary, role="status")
     tab.live(figures)
     with element("div", "grid"):
         for render in (traffic, flagged, p_values, latency, queue, errors):
             tab.live(render, classes="card")
 
 
-def banner(snapshot: Snapshot) -> str:
-    return f'<div class="banner {KINDS[snapshot.level]}"><div><p>{escape(snapshot.summary)}</p></div></div>'
+def summary(snapshot: Snapshot) -> str:
+    return banner(snapshot.summary, KINDS[snapshot.level])
 
 
 def figures(snapshot: Snapshot) -> str:
     lately, model = snapshot.lately, _main(snapshot)
     told = [
-        ("Images", f"{words.rate(lately.images_per_second)} /s", f"{words.rate(lately.requests_per_second)} requests/s"),
+        (
+            "Images",
+            f"{words.rate(lately.images_per_second)} /s",
+            f"{words.rate(lately.requests_per_second)} requests/s",
+        ),
         *_flagged_figure(model),
-        ("Latency, 95 % within", words.milliseconds(lately.latency_p95_seconds), f"half within {words.milliseconds(lately.latency_p50_seconds)}"),
-        ("Queue", words.count(snapshot.traffic.queue_depth[-1] if snapshot.traffic.queue_depth else 0), f"of {words.count(snapshot.queue_capacity)} places"),
+        (
+            "Latency, 95 % within",
+            words.milliseconds(lately.latency_p95_seconds),
+            f"half within {words.milliseconds(lately.latency_p50_seconds)}",
+        ),
+        (
+            "Queue",
+            words.count(snapshot.traffic.queue_depth[-1] if snapshot.traffic.queue_depth else 0),
+            f"of {words.count(snapshot.queue_capacity)} places",
+        ),
         ("Server errors", words.percent(lately.error_share), f"{words.percent(lately.refused_share)} refused"),
         *_workers_figure(model),
     ]
     parts = "".join(
-        f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd><dd class="note">{escape(note)}</dd></div>'
+        f'<div><dt>{escape(name)}</dt><dd class="value">{escape(value)}</dd>'
+        f'<dd class="note">{escape(note)}</dd></div>'
         for name, value, note in told
     )
     return f'<dl class="figures" aria-label="The last five minutes">{parts}</dl>'
@@ -54,8 +68,16 @@ def _flagged_figure(model: ModelMonitor | None) -> list[tuple[str, str, str]]:
     if model is None:
         return []
     share = model.flagged.five_minutes
-    note = f"{words.percent(share.low)} to {words.percent(share.high)}; promised {words.percent(model.promised_share)}"
-    return [("Flagged", words.percent(share.share), note if share.num_images else f"promised {words.percent(model.promised_share)}")]
+    note = (
+        f"{words.percent(share.low)} to {words.percent(share.high)}; promised {words.percent(model.promised_share)}"
+    )
+    return [
+        (
+            "Flagged",
+            words.percent(share.share),
+            note if share.num_images else f"promised {words.percent(model.promised_share)}",
+        )
+    ]
 
 
 def _workers_figure(model: ModelMonitor | None) -> list[tuple[str, str, str]]:
@@ -89,11 +111,16 @@ def flagged(snapshot: Snapshot) -> str:
         [Line(values=shares)],
         axis=axis_to(most, format=words.percent),
         along=time_labels(told),
-        label=f"Flagged share over the last hour beside the promise; {_in_words(model.flagged.hour, model.promised_share)}",
+        label=f"Flagged share over the last hour beside the promise: {_in_words(model.flagged.hour)}, "
+        f"{words.percent(model.promised_share)} promised.",
         band=(low, high),
         promise=model.promised_share,
     )
-    marks = legend(("", "over five minutes"), ("area", "95 % interval"), ("promise", f"promised: {words.percent(model.promised_share)} at most"))
+    marks = legend(
+        ("", "over five minutes"),
+        ("area", "95 % interval"),
+        ("promise", f"promised: {words.percent(model.promised_share)} at most"),
+    )
     return card("Flagged share", chart + marks, unit="of images")
 
 
@@ -108,7 +135,8 @@ def p_values(snapshot: Snapshot) -> str:
         axis=axis_to(max(*told.counts, *told.expected), format=words.short),
         along=((0, "0"), (0.25, "0.25"), (0.5, "0.5"), (0.75, "0.75"), (1, "1")),
         label=f"Histogram of p-values over the last hour beside that of clean traffic, which is all but level; "
-        f"{words.count(told.counts[0])} images in the most suspicious twentieth, {words.count(told.expected[0])} expected.",
+        f"{words.count(told.counts[0])} images in the most suspicious twentieth, "
+        f"{words.count(told.expected[0])} expected.",
         first_kind="bad",
     )
     marks = legend(("box", "images, the last hour"), ("promise", "as clean traffic"))
@@ -129,7 +157,8 @@ def latency(snapshot: Snapshot) -> str:
         lines,
         axis=axis_to(max(known), format=words.short),
         along=time_labels(told),
-        label=f"Latency over the last hour; 95 % of requests within {words.milliseconds(snapshot.lately.latency_p95_seconds)} lately.",
+        label="Latency over the last hour; lately 95 % of requests were answered within "
+        f"{words.milliseconds(snapshot.lately.latency_p95_seconds)}.",
     )
     marks = legend(("", "half of requests"), ("second", "95 %"), ("third", "99 %"))
     return card("Latency", chart + marks, unit="milliseconds")
@@ -141,7 +170,8 @@ def queue(snapshot: Snapshot) -> str:
         [Line(values=told.queue_depth, filled=True)],
         axis=axis_to(max(told.queue_depth, default=0), format=words.short, least=3),
         along=time_labels(told),
-        label=f"Most images waiting, of {snapshot.queue_capacity} places, over the last hour; at most {max(told.queue_depth, default=0)}.",
+        label=f"Most images waiting over the last hour: {max(told.queue_depth, default=0)} "
+        f"of {snapshot.queue_capacity} places.",
     )
     return card("Queue", chart, unit=f"most images waiting, of {words.count(snapshot.queue_capacity)}")
 
@@ -159,14 +189,15 @@ def errors(snapshot: Snapshot) -> str:
         lines,
         axis=axis_to(most, format=words.short, least=1),
         along=time_labels(told),
-        label=f"Errors a second over the last hour: {totals[0]} of callers, {totals[1]} refusals, {totals[2]} of the server.",
+        label=f"Errors a second over the last hour: {totals[0]} of callers, {totals[1]} refusals, "
+        f"{totals[2]} of the server.",
     )
-    marks = legend(("", f"bad requests: {totals[0]}"), ("second", f"refused: {totals[1]}"), ("third", f"server errors: {totals[2]}"))
+    marks = legend(
+        ("", f"bad requests: {totals[0]}"),
+        ("second", f"refused: {totals[1]}"),
+        ("third", f"server errors: {totals[2]}"),
+    )
     return card("Errors", chart + marks, unit="requests per second")
-
-
-def empty(text: str) -> str:
-    return f'<div class="empty">{escape(text)}</div>'
 
 
 def time_labels(told: Traffic) -> list[tuple[float, str]]:
@@ -174,7 +205,9 @@ def time_labels(told: Traffic) -> list[tuple[float, str]]:
     minutes = told.bucket_seconds * max(0, len(told.images) - 1) / 60
     if not minutes:
         return [(0, "now"), (1, "")]
-    return [(place, f"{(1 - place) * minutes:.3g} min ago" if place < 1 else "now") for place in (0, 0.25, 0.5, 0.75, 1)]
+    return [
+        (place, f"{(1 - place) * minutes:.3g} min ago" if place < 1 else "now") for place in (0, 0.25, 0.5, 0.75, 1)
+    ]
 
 
 def rolling_share(flagged_counts: Sequence[int], images: Sequence[int], window: int) -> tuple[Values, Values, Values]:
@@ -196,8 +229,8 @@ def _wilson(successes: int, trials: int) -> tuple[float | None, float | None, fl
     return share, max(0.0, centre - reach), min(1.0, centre + reach)
 
 
-def _in_words(share: FlaggedShare, promised: float) -> str:
-    return f"{words.count(share.num_flagged)} of {words.count(share.num_images)} images, {words.percent(promised)} promised."
+def _in_words(share: FlaggedShare) -> str:
+    return f"{words.count(share.num_flagged)} of {words.count(share.num_images)} images"
 
 
 def _thousandfold(values: Values) -> Values:

@@ -17,7 +17,8 @@ from service.dashboard.charts import plane
 from service.dashboard.findings import MAX_FILE_BYTES, MAX_STEPS, Experiment, Finding, Judged, Sample
 from service.dashboard.laboratory import ExperimentError
 from service.dashboard.login import STATIC
-from service.dashboard.shell import Tab, add_page, card, element, html
+from service.dashboard.markup import RIGHT, card, quiet, table, tag
+from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State
 
 MOST_EPS = 0.3
@@ -26,6 +27,9 @@ FIRST_EPS = 0.0
 FIRST_STEPS = 10
 FURTHER_SAMPLES = Path(__file__).parents[1] / "samples"
 DATA_URL = ";base64,"
+MARKS = (
+    '<ul class="legend"><li><i class="spot good"></i>clean</li><li><i class="spot square bad"></i>attacked</li></ul>'
+)
 ATTACKS = {"fgsm": "FGSM: one step", "bim": "BIM: several small steps"}
 
 
@@ -79,7 +83,11 @@ async def _bundle(state: State, key: str | None) -> tuple[Path | None, str]:
     other = state.laboratory.first_bundle()
     if other is None:
         return None, "No bundle lies beside this page, so there is nothing to attack: start it with --bundle FOLDER."
-    serves = "The service is not ready" if model is None else f"{model.name} {model.version} answers, and does not lie here"
+    serves = (
+        "The service is not ready"
+        if model is None
+        else f"{model.name} {model.version} answers, and does not lie here"
+    )
     return other, f"{serves}; what is attacked here is {other.name}."
 
 
@@ -87,7 +95,8 @@ def _further() -> list[Sample]:
     """Images of nothing that the network knows."""
     files = sorted(FURTHER_SAMPLES.glob("*.png"))
     return [
-        Sample(label=file.stem.replace("-", " "), image=base64.b64encode(file.read_bytes()).decode()) for file in files
+        Sample(label=file.stem.replace("-", " "), image=base64.b64encode(file.read_bytes()).decode())
+        for file in files
     ]
 
 
@@ -134,7 +143,7 @@ class Bench:
         self._verdict.content = verdict(finding, experiment)
         self._images.content = images(finding)
         self._plane.content = picture(finding)
-        self._table.content = table(finding)
+        self._table.content = said(finding)
 
     def refuse(self, reason: str) -> None:
         self._fault.content = escape(reason)
@@ -188,8 +197,20 @@ def _controls(bench: Bench) -> None:
                     html(name, tag="span")
         steps = _slider("steps", 1, MAX_STEPS, 1, FIRST_STEPS, lambda value: f"{value:.0f} steps", bench)
         steps.set_visibility(False)
-        _slider("eps", 0, MOST_EPS, EPS_STEP, FIRST_EPS, lambda value: f"eps {value:.3f}, {255 * value:.0f} of 255 grey levels", bench)
-        html('<p class="quiet small">No pixel changes by more than eps. The step goes away from the class that the image is taken for.</p>')
+        _slider(
+            "eps",
+            0,
+            MOST_EPS,
+            EPS_STEP,
+            FIRST_EPS,
+            lambda value: f"eps {value:.3f}, {255 * value:.0f} of 255 grey levels",
+            bench,
+        )
+        html(
+            quiet(
+                "No pixel changes by more than eps. Each step leads away from the class that the image is taken for."
+            )
+        )
 
     def choose(event: GenericEventArguments) -> None:
         steps.set_visibility(event.args == "bim")
@@ -204,7 +225,9 @@ def _slider(
 ) -> ui.element:
     with element("div") as box:
         text = html(f'<label for="{name}">{told(value)}</label>')
-        with element("input", id=name, type="range", min=str(low), max=str(high), step=str(step), **{"^value": str(value)}) as made:
+        with element(
+            "input", id=name, type="range", min=str(low), max=str(high), step=str(step), **{"^value": str(value)}
+        ) as made:
             pass
 
     def move(event: GenericEventArguments) -> None:
@@ -224,22 +247,28 @@ def verdict(finding: Finding, experiment: Experiment) -> str:
         told = f"Still taken for {clean.label}"
     else:
         told = f"Was taken for {clean.label}, now for {attacked.label}"
-    flagged = '<span class="tag bad">flagged</span>' if attacked.flagged else '<span class="tag good">not flagged</span>'
+    flagged = tag("flagged", "bad") if attacked.flagged else tag("not flagged", "good")
     drop = attacked.log_likelihood - clean.log_likelihood
     moved = "" if experiment.eps == 0 else f" · likelihood {words.nats(drop, signed=True)}"
-    note = f"p-value {words.p_value(attacked.p_value)}, flagged from {words.p_value(finding.false_alarm_rate)} downwards{moved}"
+    note = (
+        f"p-value {words.p_value(attacked.p_value)}, "
+        f"flagged from {words.p_value(finding.false_alarm_rate)} downwards{moved}"
+    )
     return f'<div class="verdict"><span>{escape(told)}</span>{flagged}</div><p class="quiet small">{note}</p>'
 
 
 def images(finding: Finding) -> str:
-    magnified = "none" if finding.magnification is None else f"{finding.magnification:.3g} times magnified; grey is none"
+    magnified = (
+        "none" if finding.magnification is None else f"{finding.magnification:.3g} times magnified; grey is none"
+    )
     shown = (
         (finding.image, "The image", f"Image, taken for {finding.clean.label}"),
         (finding.perturbation, f"What is added, {magnified}", "Perturbation"),
         (finding.attacked_image, "The attacked image", f"Attacked image, taken for {finding.attacked.label}"),
     )
     figures = "".join(
-        f"<figure>{_image(data, alt)}<figcaption>{escape(caption)}</figcaption></figure>" for data, caption, alt in shown
+        f"<figure>{_image(data, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
+        for data, caption, alt in shown
     )
     return card("Images", f'<div class="trio">{figures}</div>')
 
@@ -256,42 +285,35 @@ def picture(finding: Finding) -> str:
     )
     named = " and ".join([", ".join(finding.anchors[:-1]), finding.anchors[-1]])
     note = (
-        f"The plane through the means of {named}, out of {finding.num_features} dimensions, with one and two sigma of "
-        f"each class as seen in it; other classes are faint. The attacked features lie "
+        f"The plane through the means of {named}, out of {finding.num_features} dimensions, with one and two sigma "
+        f"of each class as seen in it; other classes are faint. The attacked features lie "
         f"{attacked.distance_from_plane:.1f} beside the plane."
     )
-    marks = (
-        '<ul class="legend"><li><svg width="13" height="13" class="plane" aria-hidden="true"><circle class="clean" cx="6.5" cy="6.5" r="5.5"/></svg>clean</li>'
-        '<li><svg width="13" height="13" class="plane" aria-hidden="true"><rect class="attacked" x="1" y="1" width="11" height="11" rx="2"/></svg>attacked</li></ul>'
+    return card(
+        "Among the class Gaussians",
+        drawn + MARKS + quiet(note),
+        unit="sigma of features",
     )
-    return card("Among the class Gaussians", f'{drawn}{marks}<p class="quiet small">{escape(note)}</p>', unit="sigma of features")
 
 
-def table(finding: Finding) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td class="right">{escape(clean)}</td><td class="right">{escape(attacked)}</td></tr>'
-        for name, clean, attacked in zip(
-            (name for name, _ in _told(finding.clean)),
-            (value for _, value in _told(finding.clean)),
-            (value for _, value in _told(finding.attacked)),
-            strict=True,
-        )
-    )
-    head = '<thead><tr><td></td><th scope="col" class="right">clean</th><th scope="col" class="right">attacked</th></tr></thead>'
-    return card("What is said of it", f'<table class="compare">{head}<tbody>{rows}</tbody></table>', unit=f"{finding.model} {finding.version[:8]}")
+def said(finding: Finding) -> str:
+    clean, attacked = _told(finding.clean), _told(finding.attacked)
+    rows = [(escape(name), escape(value), escape(attacked[name])) for name, value in clean.items()]
+    drawn = table((("", ""), ("clean", RIGHT), ("attacked", RIGHT)), rows, label="What is said of it")
+    return card("What is said of it", drawn, unit=f"{finding.model} {finding.version[:8]}")
 
 
-def _told(judged: Judged) -> list[tuple[str, str]]:
+def _told(judged: Judged) -> dict[str, str]:
     near, distance = judged.nearest[0]
-    return [
-        ("Label", judged.label),
-        ("Probability", f"{judged.probability:.4f}"),
-        ("Log-likelihood", words.nats(judged.log_likelihood)),
-        ("p-value", words.p_value(judged.p_value)),
-        ("Verdict", "flagged" if judged.flagged else "not flagged"),
-        *((f"p-value of {name}", words.p_value(said.p_value)) for name, said in judged.evidence.items()),
-        ("Nearest class mean", f"{near}, {distance:.2f} away"),
-    ]
+    return {
+        "Label": judged.label,
+        "Probability": f"{judged.probability:.4f}",
+        "Log-likelihood": words.nats(judged.log_likelihood),
+        "p-value": words.p_value(judged.p_value),
+        "Verdict": "flagged" if judged.flagged else "not flagged",
+        **{f"p-value of {name}": words.p_value(said.p_value) for name, said in judged.evidence.items()},
+        "Nearest class mean": f"{near}, {distance:.2f} away",
+    }
 
 
 def _image(data: str, alt: str) -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from typing import Any
 
@@ -14,12 +15,14 @@ from nicegui.events import GenericEventArguments, KeyEventArguments
 from service.client.errors import ClientError, ProblemError
 from service.dashboard import words
 from service.dashboard.findings import Experiment, Finding
-from service.dashboard.kept import IMAGE_TYPE, Kept, Listing, State
+from service.dashboard.kept import IMAGE_TYPE, Kept, Listing
 from service.dashboard.laboratory import ExperimentError
+from service.dashboard.markup import RIGHT, card, empty, facts, table, tag
 from service.dashboard.options import PREFIX
 from service.dashboard.sessions import Session
-from service.dashboard.shell import Tab, add_page, card, element, html
+from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State as Process
+from service.quarantine.records import State
 
 PAGE_SIZE = 24
 SETTLE_SECONDS = 0.15  # whoever runs through the queue waits for no network
@@ -65,11 +68,11 @@ def register(state: Process) -> None:
         return Response(data, media_type=IMAGE_TYPE, headers={"cache-control": "private, max-age=3600"})
 
 
-async def build(tab: Tab) -> None:
+def build(tab: Tab) -> None:
     html("<h1>Review</h1>", classes="title")
     desk = Desk(tab)
     desk.place()
-    await desk.load()
+    ui.timer(0, desk.load, once=True)
 
 
 class Desk:
@@ -87,6 +90,7 @@ class Desk:
         self._done: list[tuple[str, State]] = []
         self._reason = ""
         self._busy = asyncio.Lock()
+        self._looking: asyncio.Task[None] = asyncio.create_task(asyncio.sleep(0))
 
     def place(self) -> None:
         with element("section", "card", **{"aria-label": "Filters"}), element("div", "filters"):
@@ -108,7 +112,7 @@ class Desk:
                     self._place_reason()
                     with element("div", "actions"):
                         for key, wanted, name in DECISIONS:
-                            _button(f"{name} <kbd>{key}</kbd>", lambda wanted=wanted: self.decide(wanted))
+                            _button(f"{name} <kbd>{key}</kbd>", partial(self.decide, wanted))
                         _button("Undo <kbd>u</kbd>", self.undo)
                 self._nearest = html("")
         legend = "".join(f"<li><kbd>{key}</kbd> {what}</li>" for key, what in LEGEND)
@@ -225,15 +229,22 @@ class Desk:
             for position, item in enumerate(self._items):
                 with ui.element("li"):
                     button = ui.element("button").props("type=button")
-                    button.on("click", lambda position=position: self._choose(position))
+                    button.on("click", partial(self._choose, position))
                     with button:
                         self._thumbnails.append((button, html(thumbnail(item), tag="span")))
         self._older.props.update({"disabled": self._next is None})
-        self._states.content = _options({"": "any", **{state: f"{TITLES[state][0]} ({listing.counts.get(state, 0)})" for state in State}}, self._filter["state"])
+        self._states.content = _options(
+            {"": "any", **{state: f"{TITLES[state][0]} ({listing.counts.get(state, 0)})" for state in State}},
+            self._filter["state"],
+        )
         shown = len(self._items)
-        self._head.content = f'<div class="head"><h2>Inputs</h2><span class="unit">{shown} shown, newest first</span></div>'
+        self._head.content = (
+            f'<div class="head"><h2>Inputs</h2><span class="unit">{shown} shown, newest first</span></div>'
+        )
         if not shown:
-            self._head.content += '<div class="empty">Nothing here. What is flagged is kept and shows up on a reload (n).</div>'
+            self._head.content += (
+                '<div class="empty">Nothing here. What is flagged is kept and shows up on a reload (n).</div>'
+            )
 
     async def _choose(self, position: int) -> None:
         self._position = position
@@ -250,9 +261,12 @@ class Desk:
             return
         item = self._items[self._position]
         self._detail.content = detail(item)
+        self._looking.cancel()
+        self._looking = asyncio.create_task(self._look_near(item))
+
+    async def _look_near(self, item: dict[str, Any]) -> None:
         await asyncio.sleep(SETTLE_SECONDS)
-        if self._items and self._items[self._position] is item:
-            self._nearest.content = await self._near(item)
+        self._nearest.content = await self._near(item)
 
     async def _near(self, item: dict[str, Any]) -> str:
         laboratory = self._tab.state.laboratory
@@ -300,16 +314,17 @@ def thumbnail(item: dict[str, Any]) -> str:
         else f'<img src="{_image_url(item)}" alt="" loading="lazy">'
     )
     return (
-        f'{shot}<span class="line"><b>{escape(item["label"])}</b><span class="number">{words.p_value(item["p_value"])}</span></span>'
-        f'<span class="tag {kind}">{title}</span>'
+        f'{shot}<span class="line"><b>{escape(item["label"])}</b>'
+        f'<span class="number">{words.p_value(item["p_value"])}</span></span>'
+        f"{tag(title, kind)}"
     )
 
 
 def detail(item: dict[str, Any]) -> str:
-    title, kind = TITLES[State(item["state"])]
-    facts = {
+    threshold = words.p_value(item["false_alarm_rate"])
+    told = {
         "Taken for": f"{item['label']}, with probability {item['probability']:.4f}",
-        "p-value": f"{words.p_value(item['p_value'])}; flagged from {words.p_value(item['false_alarm_rate'])} downwards",
+        "p-value": f"{words.p_value(item['p_value'])}; flagged from {threshold} downwards",
         "Log-likelihood": words.nats(item["log_likelihood"]),
         "Judged": item["judged_at"][:19].replace("T", " ") + " UTC",
         "By": f"{item['model_name']} {item['model_version'][:8]}",
@@ -318,28 +333,26 @@ def detail(item: dict[str, Any]) -> str:
         "Kept because": WHY.get(item["why"], item["why"]),
     }
     if item["reviewer"]:
-        facts["Reviewed by"] = item["reviewer"] + (f": {item['reason']}" if item["reason"] else "")
-    told = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
-    shot = (
-        '<div class="empty">The bytes were not kept.</div>'
-        if item["media_type"] is None
-        else f'<figure><img src="{_image_url(item)}" alt="The input, taken for {escape(item["label"])}"></figure>'
-    )
-    head = f'<div class="head"><h2>Input</h2><span class="tag {kind}">{title}</span></div>'
-    return f'{head}<div class="shot">{shot}<dl class="facts">{told}</dl></div>{evidence(item)}'
+        told["Reviewed by"] = item["reviewer"] + (f": {item['reason']}" if item["reason"] else "")
+    shot = f'<figure><img src="{_image_url(item)}" alt="The input, taken for {escape(item["label"])}"></figure>'
+    if item["media_type"] is None:
+        shot = empty("The bytes were not kept.")
+    known = facts({name: escape(value) for name, value in told.items()})
+    head = f'<div class="head"><h2>Input</h2>{tag(*TITLES[State(item["state"])])}</div>'
+    return f'{head}<div class="shot">{shot}{known}</div>{evidence(item)}'
 
 
 def evidence(item: dict[str, Any]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th><td class="right">{said["score"]:.4g}</td>'
-        f'<td class="right {"bad" if said["p_value"] <= item["false_alarm_rate"] else ""}">{words.p_value(said["p_value"])}</td></tr>'
+    rows = [
+        (
+            escape(name),
+            f"{said['score']:.4g}",
+            f'<span class="{"bad" if said["p_value"] <= item["false_alarm_rate"] else ""}">'
+            f"{words.p_value(said['p_value'])}</span>",
+        )
         for name, said in item["evidence"].items()
-    )
-    return (
-        '<table class="compare"><caption class="visually-hidden">What each detector says</caption><thead><tr><th scope="col">Detector</th>'
-        '<th scope="col" class="right">score</th><th scope="col" class="right">p-value</th></tr></thead>'
-        f"<tbody>{rows}</tbody></table>"
-    )
+    ]
+    return table((("Detector", ""), ("score", RIGHT), ("p-value", RIGHT)), rows, label="What each detector says")
 
 
 def nearest(finding: Finding) -> str:
