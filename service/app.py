@@ -13,7 +13,7 @@ from service.fast_routes import FastRoutes
 from service.limits import Limits
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
-from service.routes import inference, models, operations, predict
+from service.routes import inference, models, monitor, operations, predict
 from service.runtime import Runtime
 from service.security import Security
 from service.settings import Settings
@@ -38,6 +38,7 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.include_router(predict.router)
     app.include_router(inference.router)
     app.include_router(models.router)
+    app.include_router(monitor.router)
     app.include_router(docs_router)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
