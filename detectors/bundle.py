@@ -7,12 +7,13 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -45,7 +46,8 @@ MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
 class Manifest:
     """bundle.json. Sizes are numbers of images; measured holds the figures of the card.
 
-    fused: those of the detectors that decide together.
+    fused: those of the detectors that decide together. created: when it was calibrated; bundles made before this was
+    noted do not say.
     """
 
     schema_version: int
@@ -64,6 +66,7 @@ class Manifest:
     measured: dict[str, Any]
     libraries: dict[str, str]
     files: dict[str, str]
+    created: AwareDatetime | None = None
 
 
 _adapter = TypeAdapter(Manifest)
@@ -79,8 +82,12 @@ def save_bundle(
     split_digests: Mapping[str, str],
     measured: Mapping[str, Any],
     card: str,
+    created: datetime | None = None,
 ) -> Screener:
-    """Write a bundle; the screener as loaded from it. Raises BundleError where something stands already."""
+    """Write a bundle; the screener as loaded from it. Raises BundleError where something stands already.
+
+    created: when it was calibrated, now unless said. It is part of the content, so of the version.
+    """
     check_vacant(path)
     files = {
         NETWORK: save_tensors(_contiguous(screener.network.state_dict())),
@@ -105,6 +112,7 @@ def save_bundle(
         measured=dict(measured),
         libraries=_libraries(),
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        created=(created or datetime.now(UTC)).replace(microsecond=0),
     )
     path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
@@ -133,6 +141,18 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screene
         return _assemble(manifest, contents).to(device)
     except (SafetensorError, KeyError, TypeError, IndexError, RuntimeError, ValueError, LGMGuardError) as error:
         raise BundleError(f"{path}: {MANIFEST} and its tensors do not fit together: {error}") from None
+
+
+def load_calibration(path: Path, manifest: Manifest) -> ConformalCalibration:
+    """The clean scores alone, without the network: a row for each detector and class, last the verdict's.
+
+    Raises BundleError naming the file and the reason.
+    """
+    content = _read_checked(path / DETECTORS, manifest.files[DETECTORS])
+    try:
+        return ConformalCalibration(**_below(load_tensors(content), "calibration."))
+    except (SafetensorError, TypeError) as error:
+        raise BundleError(f"{path / DETECTORS} holds no calibration: {error}") from None
 
 
 def load_manifest(path: Path) -> Manifest:
@@ -246,6 +266,8 @@ def _content_digest(manifest: Manifest) -> str:
 
 def _serialise(manifest: Manifest, version: str) -> bytes:
     values = _adapter.dump_python(manifest, mode="json")
+    if manifest.created is None:
+        del values["created"]
     return json.dumps({**values, "version": version}, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

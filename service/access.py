@@ -26,6 +26,7 @@ LEAST_ROLES: dict[str, tuple[Role, Role]] = {
     "/openapi.json": (Role.PREDICT, Role.ADMIN),
     "/v1/predict": (Role.PREDICT, Role.PREDICT),
     "/v1/models": (Role.PREDICT, Role.ADMIN),
+    "/v1/monitor": (Role.REVIEW, Role.ADMIN),
     "/v1/quarantine": (Role.REVIEW, Role.REVIEW),
     "/v1/whoami": (Role.PREDICT, Role.ADMIN),
     "/v1/about": (Role.REVIEW, Role.ADMIN),

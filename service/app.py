@@ -14,7 +14,7 @@ from service.fast_routes import FastRoutes
 from service.limits import Limits
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
-from service.routes import inference, models, operations, predict, quarantine, whoami
+from service.routes import inference, models, monitor, operations, predict, quarantine, whoami
 from service.runtime import Runtime
 from service.security import Security
 from service.settings import Settings
@@ -41,6 +41,7 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.include_router(models.router)
     app.include_router(whoami.router)
     app.include_router(quarantine.router)
+    app.include_router(monitor.router)
     app.include_router(docs_router)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

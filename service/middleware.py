@@ -119,7 +119,7 @@ class Observation:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._runtime.metrics.request_answered(route, status, seconds)
+        self._runtime.request_answered(route, status, seconds)
         if not self._worth_a_line(status):
             return
         logger.info(

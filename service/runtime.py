@@ -9,10 +9,13 @@ from typing import Any
 from service.access import Access
 from service.dashboard.parent import Dashboard
 from service.engine import Engine
-from service.errors import NotReadyError, UnknownItemError
+from service.errors import NotReadyError, UnknownItemError, UnknownModelError
 from service.flight import Flight, flight_of
 from service.judgements import Floats, Judgements
 from service.metrics import Metrics
+from service.monitoring.monitor import Monitor
+from service.monitoring.pulse import Pulse
+from service.monitoring.traffic import Traffic
 from service.quarantine.assembly import Ward, ward_of
 from service.quarantine.quarantine import Quarantine
 from service.rate_limit import RateLimiter, limiter_of
@@ -27,7 +30,9 @@ class Runtime:
 
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
+    traffic: Traffic = field(default_factory=Traffic)
     registry: Registry = field(init=False)
+    pulse: Pulse = field(init=False)
     access: Access = field(init=False)
     flight: Flight = field(init=False)
     limiter: RateLimiter | None = field(init=False)
@@ -38,7 +43,9 @@ class Runtime:
     draining: bool = False
 
     def __post_init__(self) -> None:
-        self.registry = Registry(self.settings, self.metrics)
+        self.registry = Registry(self.settings, self.metrics, self.traffic)
+        monitor = Monitor(self.settings, self.registry, self.traffic, self.metrics)
+        self.pulse = Pulse(monitor, is_ready=self.is_ready)
         self.access = Access.of(self.settings)
         self.flight = flight_of(self.settings)
         self.limiter = limiter_of(self.settings)
@@ -51,6 +58,7 @@ class Runtime:
         self.loading = asyncio.create_task(self.registry.load_default())
         if self.ward is not None:
             self.ward.writer.start()
+        self.pulse.start()
 
     async def close(self) -> None:
         """Answer all that was taken and end every worker."""
@@ -60,6 +68,7 @@ class Runtime:
             self.loading.cancel()
             with suppress(BaseException):  # whoever started it has been told
                 await self.loading
+        await self.pulse.stop()
         await self.registry.close()
         if self.ward is not None:
             await asyncio.to_thread(self.ward.close)
@@ -83,6 +92,18 @@ class Runtime:
     def engine_for(self, name: str | None = None, version: str | None = None) -> Engine:
         """A loaded version; by default the default model's active one. Raises UnknownModelError, NotReadyError."""
         return self.registry.engine_for(name, version)
+
+    def request_answered(self, route: str, status: int | str, seconds: float) -> None:
+        """status: HTTP's number, or gRPC's name."""
+        self.metrics.request_answered(route, status, seconds)
+        self.traffic.request_answered(route, status, seconds)
+
+    def is_ready(self) -> bool:
+        try:
+            self.check_ready()
+        except (NotReadyError, UnknownModelError):
+            return False
+        return True
 
     def check_ready(self) -> Engine:
         """Raises NotReadyError unless new traffic should be sent here."""

@@ -92,6 +92,7 @@ class Server(uvicorn.Server):
         if self.failure is None:
             logger.info("shutting down: no longer ready, serving on for %g s", self._runtime.settings.drain_seconds)
             await asyncio.sleep(self._runtime.settings.drain_seconds)
+        self._runtime.pulse.end_streams()  # which would last for ever
         if self._grpc is not None:  # refuses new calls and ends those that run
             await self._grpc.stop(self._runtime.settings.shutdown_timeout_seconds)
         await self._runtime.close_dashboard()

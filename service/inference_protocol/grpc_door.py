@@ -127,7 +127,7 @@ class Method:
         return answer
 
     def _record(self, call: Call, seconds: float) -> None:
-        self._runtime.metrics.request_answered(self._route, call.code.name, seconds)
+        self._runtime.request_answered(self._route, call.code.name, seconds)
         access.info(
             "%s %s %.1f ms",
             self._route,

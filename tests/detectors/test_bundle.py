@@ -2,6 +2,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def save_again(screener: Screener, checkpoint: Checkpoint, path: Path) -> Screen
         split_digests={"test": "0" * 64},
         measured={"accuracy": 0.5},
         card="# Gruß\n",
+        created=datetime(2026, 1, 2, tzinfo=UTC),
     )
 
 
@@ -272,6 +274,15 @@ def test_the_same_screener_saved_twice_has_the_same_version(
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert (tmp_path / "first" / CARD).read_text(encoding="utf-8") == "# Gruß\n"
     again.self_test()
+
+
+def test_a_bundle_says_when_it_was_calibrated_unless_it_is_older_than_that_note(bundle: Path) -> None:
+    manifest = load_manifest(bundle)
+    assert manifest.created is not None
+    assert timedelta() <= datetime.now(UTC) - manifest.created < timedelta(hours=1)
+    rewrite(bundle, lambda values: values.pop("created"))
+    assert load_manifest(bundle).created is None
+    load_bundle(bundle).self_test()
 
 
 def test_other_content_has_another_version(
