@@ -5,6 +5,7 @@ from datetime import datetime
 UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 MINUS = "\u2212"
 NONE = "–"
+SPACE = "\u00a0"  # a number and its unit stay together
 
 
 def count(value: float) -> str:
@@ -26,7 +27,7 @@ def percent(share: float | None, digits: int | None = None) -> str:
     if digits is None:
         digits = 2 if value < 1 else 1 if value < 10 else 0
     text = f"{value:.{digits}f}"
-    return f"{text.rstrip('0').rstrip('.') if '.' in text else text} %"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}{SPACE}%"
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -39,7 +40,13 @@ def milliseconds(seconds: float | None) -> str:
 def nats(value: float | None, *, signed: bool = False) -> str:
     if value is None:
         return NONE
-    return f"{value:{'+' if signed else ''}.1f} nats".replace("-", MINUS)
+    rounded = round(value, 1) + 0.0  # no minus before zero
+    return f"{rounded:{'+' if signed and rounded else ''}.1f}{SPACE}nats".replace("-", MINUS)
+
+
+def ago(seconds: float) -> str:
+    """For an axis of time."""
+    return f"{seconds / 60:.0f} min ago" if seconds >= 120 else f"{seconds:.0f} s ago"
 
 
 def rate(value: float) -> str:

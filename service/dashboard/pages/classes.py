@@ -16,6 +16,7 @@ def register(state: State) -> None:
 
 def build(tab: Tab) -> None:
     html('<h1>Classes</h1><p class="quiet">The last hour, by predicted class.</p>', classes="title")
+    tab.follow()
     with element("div", "grid wide"):
         tab.live(flagged, classes="card")
         tab.live(likelihood, classes="card")

@@ -14,6 +14,7 @@ from service.monitoring.snapshot import FlaggedShare, ModelMonitor, Snapshot, Tr
 KINDS = {"no traffic": "", "normal": "good", "warning": "warn", "alarm": "bad"}
 ROLLING_SECONDS = 300.0  # a share of ten seconds' images says little
 Z = 1.96
+SLOW_SECONDS = 2.0  # from here on an axis is in seconds
 Values = Sequence[float | None]
 
 
@@ -145,23 +146,24 @@ def p_values(snapshot: Snapshot) -> str:
 
 def latency(snapshot: Snapshot) -> str:
     told = snapshot.traffic
+    percentiles = (told.latency_p50_seconds, told.latency_p95_seconds, told.latency_p99_seconds)
+    most = max((value for values in percentiles for value in values if value is not None), default=None)
+    if most is None:
+        return card("Latency", empty("No requests in the last hour."))
+    factor, unit = (1, "seconds") if most >= SLOW_SECONDS else (1000, "milliseconds")
     lines = [
-        Line(values=_thousandfold(told.latency_p50_seconds)),
-        Line(values=_thousandfold(told.latency_p95_seconds), kind="second"),
-        Line(values=_thousandfold(told.latency_p99_seconds), kind="third"),
+        Line(values=_times(factor, values), kind=kind)
+        for values, kind in zip(percentiles, ("", "second", "third"), strict=True)
     ]
-    known = [value for line in lines for value in line.values if value is not None]
-    if not known:
-        return card("Latency", empty("No requests in the last hour."), unit="milliseconds")
     chart = series(
         lines,
-        axis=axis_to(max(known), format=words.short),
+        axis=axis_to(factor * most, format=words.short),
         along=time_labels(told),
         label="Latency over the last hour; lately 95 % of requests were answered within "
         f"{words.milliseconds(snapshot.lately.latency_p95_seconds)}.",
     )
     marks = legend(("", "half of requests"), ("second", "95 %"), ("third", "99 %"))
-    return card("Latency", chart + marks, unit="milliseconds")
+    return card("Latency", chart + marks, unit=unit)
 
 
 def queue(snapshot: Snapshot) -> str:
@@ -201,13 +203,9 @@ def errors(snapshot: Snapshot) -> str:
 
 
 def time_labels(told: Traffic) -> list[tuple[float, str]]:
-    """Minutes before now, at the quarters."""
-    minutes = told.bucket_seconds * max(0, len(told.images) - 1) / 60
-    if not minutes:
-        return [(0, "now"), (1, "")]
-    return [
-        (place, f"{(1 - place) * minutes:.3g} min ago" if place < 1 else "now") for place in (0, 0.25, 0.5, 0.75, 1)
-    ]
+    """From the oldest bucket to now."""
+    seconds = told.bucket_seconds * max(1, len(told.images) - 1)
+    return [(0, words.ago(seconds)), (0.5, words.ago(seconds / 2)), (1, "now")]
 
 
 def rolling_share(flagged_counts: Sequence[int], images: Sequence[int], window: int) -> tuple[Values, Values, Values]:
@@ -233,8 +231,8 @@ def _in_words(share: FlaggedShare) -> str:
     return f"{words.count(share.num_flagged)} of {words.count(share.num_images)} images"
 
 
-def _thousandfold(values: Values) -> Values:
-    return [None if value is None else 1000 * value for value in values]
+def _times(factor: float, values: Values) -> Values:
+    return [None if value is None else factor * value for value in values]
 
 
 def _main(snapshot: Snapshot) -> ModelMonitor | None:
