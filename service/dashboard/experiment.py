@@ -100,10 +100,11 @@ def _samples(bundle: Path) -> Samples:
     reference = screener.reference
     if reference is None:
         return Samples(samples=())
+    images = to_unit(reference.images)
     firsts = {int(index): row for row, index in reversed(list(enumerate(reference.class_index)))}
     return Samples(
         samples=tuple(
-            Sample(label=screener.labels[index], image=_png(to_unit(reference.images[row])))
+            Sample(label=screener.labels[index], image=_png(images[row]))
             for index, row in sorted(firsts.items())[:MOST_SAMPLES]
         )
     )
