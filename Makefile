@@ -64,6 +64,11 @@ outcome: install
 outcome-quick: install
 	$(BIN)/python -m tests.benchmarks.outcome --quick
 
+.PHONY: screenshots
+# Needs Chromium (apt-get install chromium) and LGM_DATA_DIR.
+screenshots: install
+	$(BIN)/python -m tests.screenshots
+
 proto: install
 	cd service/inference_protocol && $(abspath $(BIN))/python -m grpc_tools.protoc --proto_path=. \
 		--descriptor_set_out=open_inference.binpb open_inference.proto

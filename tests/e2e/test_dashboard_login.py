@@ -8,11 +8,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.key_file import append_key
+from service.keys import Role, make_key
 from tests.e2e.browser import Watched, chromium
 from tests.e2e.test_dashboard import BOOT, PNG, REPOSITORY
 from tests.server import TIMEOUT, Server
-
-ROLES = ("predict", "review", "admin")
+from tests.service.test_keys import key_of
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +23,10 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def keys(keys_file: Path) -> dict[str, str]:
-    return {role: new_key(keys_file, f"{role}-key", role) for role in ROLES}
-
-
-def new_key(path: Path, name: str, role: str) -> str:
-    lgm = Path(sys.executable).with_name("lgm")
-    made = subprocess.run(
-        [lgm, "keys", "new", "--file", str(path), "--name", name, "--role", role],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return next(word for word in made.stdout.split() if word.startswith("lgm_"))
+    made = {role.label: make_key() for role in Role}
+    for role in Role:
+        append_key(keys_file, key_of(made[role.label], id=f"{role.label}-key", role=role))
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +106,7 @@ def test_logging_out_ends_the_session_on_the_server(client: httpx.Client, keys: 
 
 
 def test_whoami_tells_name_and_role(client: httpx.Client, keys: dict[str, str]) -> None:
-    for role in ROLES:
+    for role in keys:
         answer = client.get("/v1/whoami", headers={"x-api-key": keys[role]})
         assert answer.json() == {"name": f"{role}-key", "role": role}
     assert client.get("/v1/whoami").status_code == 401
