@@ -17,6 +17,7 @@ from service.access import check_exposure
 from service.addresses import bind, with_port
 from service.app import create_app
 from service.dashboard.forwarding import MAX_MESSAGE_BYTES
+from service.dashboard.options import PREFIX
 from service.devices import resolve_devices
 from service.errors import SettingsError
 from service.logs import configure_logs
@@ -76,6 +77,8 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
             logger.info("listening on %s://%s", scheme, with_port(host, port))
+            if self._runtime.dashboard is not None:
+                logger.info("the dashboard is at %s://%s%s/", scheme, with_port(host, port), PREFIX)
         if self._runtime.loading is not None:
             self._runtime.loading.add_done_callback(self._check_loaded)
 

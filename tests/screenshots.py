@@ -7,7 +7,6 @@ about three minutes; --seconds says how long the traffic of each kind lasts.
 import argparse
 import io
 import itertools
-import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,8 +56,7 @@ def main() -> None:
 
 def _images() -> tuple[Tensor, Tensor, Tensor]:
     """Clean, drifted and attacked, uint8 (n, 1, 28, 28)."""
-    data = DataConfig(name="mnist", directory=Path(os.environ["LGM_DATA_DIR"]))
-    test = load_splits(data).test
+    test = load_splits(DataConfig(name="mnist")).test
     images = to_unit(test.images[:NUM_ATTACKED])
     screener = load_bundle(SHIPPED_BUNDLE)
     attacked = fgsm(lambda given: screener.network(given).log_joint, images, test.labels[:NUM_ATTACKED], eps=EPS)

@@ -40,7 +40,8 @@ class Feed:
         self._tabs.pop(on_news, None)
         if not self._tabs and self._task is not None:
             self._task.cancel()
-            self._task = None
+            self._task = self.latest = None  # who comes next is not shown old news
+            self._rendered.clear()
 
     def rendered(self, render: Render) -> str:
         """What a part of a page shows of the latest snapshot, made once for all tabs."""
