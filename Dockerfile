@@ -10,7 +10,7 @@ COPY service service
 # The lock constrains; what is installed is what the service needs, without the offline extras. What runs needs no
 # installer.
 RUN python -m venv /opt/lgm \
-    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock ".[grpc,tracing]" \
+    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock ".[grpc,postgresql,s3,tracing]" \
     && /opt/lgm/bin/pip uninstall --yes pip
 
 FROM python:3.11-slim-bookworm

@@ -64,13 +64,18 @@ outcome: install
 outcome-quick: install
 	$(BIN)/python -m tests.benchmarks.outcome --quick
 
+.PHONY: screenshots
+# Needs Chromium (apt-get install chromium) and LGM_DATA_DIR.
+screenshots: install
+	$(BIN)/python -m tests.screenshots
+
 proto: install
 	cd service/inference_protocol && $(abspath $(BIN))/python -m grpc_tools.protoc --proto_path=. \
 		--descriptor_set_out=open_inference.binpb open_inference.proto
 
 lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
-		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra export --extra tracing --extra dev \
+		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra export --extra postgresql --extra s3 --extra tracing --extra dev \
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile tests/benchmarks/serving/rivals.in --universal --python-version 3.11 \
 		--no-annotate --no-header --no-emit-index-url --quiet --output-file tests/benchmarks/serving/rivals.txt

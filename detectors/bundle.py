@@ -143,6 +143,18 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screene
         raise BundleError(f"{path}: {MANIFEST} and its tensors do not fit together: {error}") from None
 
 
+def load_calibration(path: Path, manifest: Manifest) -> ConformalCalibration:
+    """The clean scores alone, without the network: a row for each detector and class, last the verdict's.
+
+    Raises BundleError naming the file and the reason.
+    """
+    content = _read_checked(path / DETECTORS, manifest.files[DETECTORS])
+    try:
+        return ConformalCalibration(**_below(load_tensors(content), "calibration."))
+    except (SafetensorError, TypeError) as error:
+        raise BundleError(f"{path / DETECTORS} holds no calibration: {error}") from None
+
+
 def load_manifest(path: Path) -> Manifest:
     """bundle.json, checked to the byte against the version that it names."""
     raw = _read(path / MANIFEST)

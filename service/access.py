@@ -19,14 +19,17 @@ from service.settings import Settings
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
-# First two segments of a path -> the least role that may read there, and that may change.
+# First two segments of a path -> the least role that may read there, and that may change; to delete is for admin.
 LEAST_ROLES: dict[str, tuple[Role, Role]] = {
     "/": (Role.PREDICT, Role.ADMIN),
     **dict.fromkeys((PAGE, *ASSETS), (Role.PREDICT, Role.ADMIN)),
     "/openapi.json": (Role.PREDICT, Role.ADMIN),
     "/v1/predict": (Role.PREDICT, Role.PREDICT),
     "/v1/models": (Role.PREDICT, Role.ADMIN),
+    "/v1/monitor": (Role.REVIEW, Role.ADMIN),
     "/v1/quarantine": (Role.REVIEW, Role.REVIEW),
+    "/v1/whoami": (Role.PREDICT, Role.ADMIN),
+    "/v1/about": (Role.REVIEW, Role.ADMIN),
     "/v2": (Role.PREDICT, Role.ADMIN),
     "/v2/models": (Role.PREDICT, Role.PREDICT),
 }
@@ -74,6 +77,8 @@ def authorise(principal: Principal, needed: Role) -> None:
 
 
 def least_role(method: str, path: str) -> Role:
+    if method == "DELETE":
+        return Role.ADMIN
     segments = path.split("/", 3)
     reading, changing = LEAST_ROLES.get("/".join(segments[:3]), UNLISTED)
     return reading if method in SAFE_METHODS else changing

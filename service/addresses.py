@@ -1,7 +1,10 @@
 """Where to listen: one address for a name, the same for every server of the process."""
 
 import socket
+from contextlib import ExitStack
 from typing import Any
+
+from service.errors import SettingsError
 
 Address = tuple[socket.AddressFamily, socket.SocketKind, int, Any]
 
@@ -15,3 +18,17 @@ def resolve(host: str, port: int) -> Address:
 
 def with_port(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket there that does not listen yet. Raises SettingsError."""
+    try:
+        family, kind, protocol, address = resolve(host, port)
+        with ExitStack() as on_failure:
+            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            on_failure.pop_all()
+    except OSError as error:
+        raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    return listener

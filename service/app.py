@@ -8,12 +8,13 @@ from importlib.metadata import version
 from fastapi import FastAPI
 
 from service import problems
+from service.dashboard.forwarding import Forwarding
 from service.docs import router as docs_router
 from service.fast_routes import FastRoutes
 from service.limits import Limits
 from service.middleware import BodyLimit, Observation, RequestIdentity
 from service.openapi import describe
-from service.routes import inference, models, operations, predict
+from service.routes import inference, models, monitor, operations, predict, quarantine, whoami
 from service.runtime import Runtime
 from service.security import Security
 from service.settings import Settings
@@ -38,11 +39,16 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.include_router(predict.router)
     app.include_router(inference.router)
     app.include_router(models.router)
+    app.include_router(whoami.router)
+    app.include_router(quarantine.router)
+    app.include_router(monitor.router)
     app.include_router(docs_router)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Limits, flight=runtime.flight, limiter=runtime.limiter, runtime=runtime)
     app.add_middleware(Security, access=runtime.access, runtime=runtime)
+    if runtime.dashboard is not None:
+        app.add_middleware(Forwarding, dashboard=runtime.dashboard, runtime=runtime)
     app.add_middleware(Observation, runtime=runtime)
     app.add_middleware(RequestIdentity, runtime=runtime)
     app.add_middleware(Tracing, spans=runtime.spans)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 import detectors.cli
 import model.cli
 import service.client.cli
+import service.dashboard.cli
 from model.errors import LGMGuardError
 from service import keys_cli
 from service.client.errors import ClientError
@@ -44,6 +45,7 @@ app.add_typer(model.cli.app)
 app.add_typer(detectors.cli.app)
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(service.client.cli.app)
+app.add_typer(service.dashboard.cli.app)
 
 
 def _print_version(wanted: bool) -> None:

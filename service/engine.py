@@ -22,6 +22,9 @@ from service.errors import FieldFault, InvalidInputError, OverloadedError
 from service.jobs import Floats, Times
 from service.judgements import Judgements
 from service.metrics import Metrics
+from service.monitoring.model_watch import ModelWatch
+from service.monitoring.observer import ModelObserver
+from service.monitoring.traffic import Traffic
 from service.recording import is_recorded, record
 from service.settings import Settings
 from service.slab import Layout
@@ -40,8 +43,18 @@ def _stays() -> bool:
 class Engine:
     """Prepares and judges images off the event loop. Knows nothing of HTTP."""
 
-    def __init__(self, bundle: Path, manifest: Manifest, *, settings: Settings, metrics: Metrics):
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        watch: ModelWatch,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        traffic: Traffic,
+    ):
         self.manifest = manifest
+        self.watch = watch
         self.image_format = ImageFormat(shape=manifest.image_shape, resize=manifest.resize)
         channels, height, width = manifest.image_shape
         # Decoding one in passing holds up nothing; where images are resized, files of any size may come.
@@ -50,10 +63,12 @@ class Engine:
             max_batch_size=settings.max_batch_size,
             max_wait_seconds=settings.max_wait_seconds,
             capacity=settings.queue_capacity,
-            observer=metrics,
+            observer=ModelObserver(metrics, traffic, watch, waiting=lambda: self.depth),
         )
+        plans = _plans(bundle, manifest, settings)
+        self.num_workers_wanted = len(plans)
         self._workers = WorkerPool(
-            _plans(bundle, manifest, settings),
+            plans,
             self._batcher,
             metrics,
             timeout_seconds=settings.inference_timeout_seconds,
@@ -63,11 +78,12 @@ class Engine:
         self._most_preparing = settings.queue_capacity
 
     @classmethod
-    async def load(cls, bundle: Path, *, settings: Settings, metrics: Metrics) -> "Engine":
+    async def load(cls, bundle: Path, *, settings: Settings, metrics: Metrics, traffic: Traffic) -> "Engine":
         """A bundle in workers that are warm and have tested themselves. Raises BundleError, SettingsError."""
         started = time.monotonic()
         manifest = await asyncio.to_thread(load_manifest, bundle)
-        engine = cls(bundle, manifest, settings=settings, metrics=metrics)
+        watch = await asyncio.to_thread(ModelWatch.of, bundle, manifest)
+        engine = cls(bundle, manifest, watch, settings=settings, metrics=metrics, traffic=traffic)
         await engine._workers.start()
         seconds = time.monotonic() - started
         logger.info("bundle %s %s is ready after %.1f s", engine.name, engine.version, seconds)

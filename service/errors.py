@@ -1,8 +1,9 @@
 """What can go wrong with a request. Nothing here knows of HTTP; problems.py says which status each error is."""
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from model.errors import ConfigurationError, LGMGuardError
 
@@ -30,6 +31,11 @@ class RequestError(ServiceError):
         self.faults = faults
 
 
+def faults_of(problems: Iterable[Mapping[str, Any]]) -> list[FieldFault]:
+    """pydantic's findings, each with its path."""
+    return [FieldFault(".".join(map(str, found["loc"])) or "body", str(found["msg"])) for found in problems]
+
+
 class MalformedBodyError(RequestError):
     code = "malformed-body"
 
@@ -48,6 +54,12 @@ class SlowBodyError(RequestError):
 
 class InvalidInputError(RequestError):
     code = "invalid-input"
+
+
+class InvalidParametersError(RequestError):
+    """No image is at fault, but what was asked about it."""
+
+    code = "invalid-parameters"
 
 
 class OverloadedError(ServiceError):
@@ -112,6 +124,34 @@ class RateLimitedError(ServiceError):
     def __init__(self, retry_after_seconds: float):
         self.retry_after_seconds = math.ceil(retry_after_seconds)
         super().__init__(f"this caller sends faster than it may; come back in {self.retry_after_seconds} s")
+
+
+class UnknownItemError(ServiceError):
+    code = "unknown-item"
+
+
+class TransitionError(ServiceError):
+    """A review that the state of an item does not allow."""
+
+    code = "transition-refused"
+
+
+class ChangedMeanwhileError(ServiceError):
+    """Somebody else has reviewed the item since it was read."""
+
+    code = "changed-meanwhile"
+
+
+class MissingPreconditionError(ServiceError):
+    """A change that does not say on which revision it was decided."""
+
+    code = "precondition-required"
+
+
+class QuarantineUnavailableError(ServiceError):
+    """Its database or store cannot be reached; predictions go on."""
+
+    code = "quarantine-unavailable"
 
 
 class KeyFileError(ConfigurationError):

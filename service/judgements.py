@@ -25,15 +25,18 @@ class Judgements:
         return len(self.class_index)
 
     def rows(self, start: int, stop: int) -> "Judgements":
+        return self.select(slice(start, stop))
+
+    def select(self, chosen: slice | NDArray[np.bool_]) -> "Judgements":
         return Judgements(
-            self.class_index[start:stop],
-            self.probabilities[start:stop],
-            self.log_likelihood[start:stop],
-            self.p_value[start:stop],
-            self.flagged[start:stop],
+            self.class_index[chosen],
+            self.probabilities[chosen],
+            self.log_likelihood[chosen],
+            self.p_value[chosen],
+            self.flagged[chosen],
             self.detectors,
-            self.evidence_scores[start:stop],
-            self.evidence_p_values[start:stop],
+            self.evidence_scores[chosen],
+            self.evidence_p_values[chosen],
         )
 
 

@@ -65,4 +65,5 @@ def configure_logs(*, style: Literal["console", "json"], level: str) -> None:
     handler.setFormatter(JsonFormatter() if style == "json" else ConsoleFormatter())
     handler.addFilter(Identities())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("httpx").setLevel(max(logging.WARNING, logging.getLogger().level))
     logging.getLogger("uvicorn").setLevel(max(logging.WARNING, logging.getLogger().level))

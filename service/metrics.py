@@ -2,21 +2,25 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from threading import Lock
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 from prometheus_client import CollectorRegistry, Counter, Gauge, Metric, disable_created_metrics
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
+from detectors.bundle import Manifest
 from service.judgements import Judgements
+from service.monitoring.snapshot import DriftKind
+from service.quarantine.records import State
 
 P_VALUES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 NATS = (-1e6, -1e5, -1e4, -3000, -1000, -300, -100, -50, -30, -20, -10, -5, 0, 5, 10, 20, 30, 50, 100, 300, 1000)
 LATENCIES = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 SIZES = tuple(2.0**power for power in range(13))
 MOST_PENDING = 256
+MOST_LABELS, OTHER_LABELS = 100, "other"
 
 # Else a series more for each counter, which nobody reads.
 cast(Callable[[], None], disable_created_metrics)()
@@ -70,6 +74,41 @@ class ArrayHistogram(Collector):
         return list(zip(names, counts.cumsum().astype(float).tolist(), strict=True))
 
 
+class ClassCounter(Collector):
+    """Images by label and decision; counted many at once, as above. Labels beyond the first MOST_LABELS are one."""
+
+    def __init__(self, name: str, documentation: str):
+        self._name, self._documentation = name, documentation
+        self._counts: dict[tuple[str, ...], np.ndarray] = {}
+        self._pending: list[tuple[tuple[str, ...], Judgements]] = []
+        self._lock = Lock()
+
+    def observe(self, labels: tuple[str, ...], judgements: Judgements) -> None:
+        self._pending.append((labels, judgements))
+        if len(self._pending) >= MOST_PENDING:
+            self._count_pending()
+
+    def _count_pending(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, []
+            for labels, judgements in pending:
+                counts = self._counts.setdefault(labels, np.zeros((len(labels), 2), np.int64))
+                np.add.at(counts, (judgements.class_index, judgements.flagged.astype(np.int64)), 1)
+
+    def collect(self) -> Iterable[Metric]:
+        self._count_pending()
+        family = CounterMetricFamily(self._name, self._documentation, labels=["label", "decision"])
+        totals: dict[str, np.ndarray] = {}
+        for labels, counts in tuple(self._counts.items()):
+            for label, row in zip(labels, counts, strict=True):
+                known = label if label in totals or len(totals) < MOST_LABELS else OTHER_LABELS
+                totals[known] = totals.get(known, 0) + row
+        for label, (accepted, flagged) in totals.items():
+            family.add_metric([label, "accepted"], float(accepted))
+            family.add_metric([label, "flagged"], float(flagged))
+        yield family
+
+
 class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -94,6 +133,19 @@ class Metrics:
         self.model_info = Gauge(
             "lgm_model_info", "The model that serves; always 1.", ["name", "version"], registry=self.registry
         )
+        self.calibration_timestamp = Gauge(
+            "lgm_calibration_timestamp_seconds",
+            "When the model that serves was calibrated, since 1970.",
+            ["name", "version"],
+            registry=self.registry,
+        )
+        self.drift_alarms = Gauge(
+            "lgm_drift_alarms", "Drifts that the monitor sees now.", ["kind"], registry=self.registry
+        )
+        for kind in get_args(DriftKind):
+            self.drift_alarms.labels(kind)
+        self.class_images = ClassCounter("lgm_class_images", "Images by predicted class and what became of them.")
+        self.registry.register(self.class_images)
         self.false_alarm_target = Gauge(
             "lgm_false_alarm_target_ratio",
             "The promised share of clean images flagged at most.",
@@ -104,6 +156,25 @@ class Metrics:
         self.detector_p_value = ArrayHistogram(
             "lgm_detector_p_value", "P-value of each detector.", P_VALUES, label="detector"
         )
+        self.quarantined = Counter(
+            "lgm_quarantine",
+            "Images chosen for quarantine, by what became of them.",
+            ["outcome"],
+            registry=self.registry,
+        )
+        for outcome in ("kept", "dropped", "failed", "expired"):
+            self.quarantined.labels(outcome)
+        self.quarantine_queue_depth = Gauge(
+            "lgm_quarantine_queue_depth", "Images that wait to be kept.", registry=self.registry
+        )
+        self.quarantine_bytes = Gauge(
+            "lgm_quarantine_bytes", "Bytes of the images in quarantine.", registry=self.registry
+        )
+        self.quarantine_items = Gauge(
+            "lgm_quarantine_items", "Items in quarantine, by state.", ["state"], registry=self.registry
+        )
+        for state in State:
+            self.quarantine_items.labels(state.value)
         for histogram in [value for value in vars(self).values() if isinstance(value, ArrayHistogram)]:
             self.registry.register(histogram)
         self._answered: dict[tuple[str, int | str], Counter] = {}
@@ -122,6 +193,13 @@ class Metrics:
         self.model_info.clear()
         for name, version in models:
             self.model_info.labels(name, version).set(1)
+
+    def calibrated(self, manifests: Sequence[Manifest]) -> None:
+        """Of each model that answers now; of one that does not say when, there is no series."""
+        self.calibration_timestamp.clear()
+        for manifest in manifests:
+            if manifest.created is not None:
+                self.calibration_timestamp.labels(manifest.name, manifest.version).set(manifest.created.timestamp())
 
     def default_model(self, *, false_alarm_rate: float, detectors: Iterable[str]) -> None:
         self.false_alarm_target.set(false_alarm_rate)

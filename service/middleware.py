@@ -49,7 +49,10 @@ class RequestIdentity:
 
     def _further_headers(self, given: Iterable[Header], scope: Scope, request_id: bytes) -> list[Header]:
         headers = [(b"x-request-id", request_id), *SECURITY_HEADERS]
-        if not any(name == CONTENT_POLICY for name, _ in given):  # a page has its own
+        if any(name == CONTENT_POLICY for name, _ in given):  # a page has its own, and may say what to keep
+            named = {name for name, _ in given}
+            headers = [header for header in headers if header[0] not in named]
+        else:
             headers.append(NO_CONTENT_POLICY)
         if scope.get("scheme") == "https":
             headers.append(STRICT_TRANSPORT)
@@ -95,7 +98,7 @@ class Observation:
 
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
-        self._runtime.metrics.request_answered(route, status, seconds)
+        self._runtime.request_answered(route, status, seconds)
         if not self._worth_a_line(status):
             return
         logger.info(

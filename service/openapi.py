@@ -8,6 +8,7 @@ from fastapi.openapi.utils import get_openapi
 from service.access import OPEN_PATHS
 from service.inference_protocol.schemas import InferenceRequest
 from service.problems import MEDIA_TYPE
+from service.routes.quarantine import Review
 from service.schemas import PredictRequest
 
 COMPONENTS = "#/components/schemas/{model}"
@@ -27,9 +28,9 @@ PROBLEM = {MEDIA_TYPE: {"schema": {"$ref": COMPONENTS.format(model="Problem")}}}
 def describe(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas = document["components"]["schemas"]
-    for request in (PredictRequest, InferenceRequest):
+    for request in (PredictRequest, InferenceRequest, Review):
         schema = request.model_json_schema(ref_template=COMPONENTS)
-        schemas.update(schema.pop("$defs"))
+        schemas.update(schema.pop("$defs", {}))
         schemas[request.__name__] = schema
     document["components"]["securitySchemes"] = KEYS
     for path, operations in document["paths"].items():

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -21,11 +22,16 @@ STATUSES: dict[type[ServiceError], int] = {
     errors.UnauthenticatedError: 401,
     errors.ForbiddenError: 403,
     errors.UnknownModelError: 404,
+    errors.UnknownItemError: 404,
     errors.SlowBodyError: 408,
     errors.ActivationError: 409,
+    errors.TransitionError: 409,
+    errors.ChangedMeanwhileError: 412,
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.InvalidInputError: 422,
+    errors.InvalidParametersError: 422,
+    errors.MissingPreconditionError: 428,
     errors.TooManyRequestsError: 429,
     errors.RateLimitedError: 429,
     errors.AbandonedError: CLIENT_CLOSED_REQUEST,
@@ -33,6 +39,7 @@ STATUSES: dict[type[ServiceError], int] = {
     errors.WorkerDiedError: 500,
     errors.OverloadedError: 503,
     errors.NotReadyError: 503,
+    errors.QuarantineUnavailableError: 503,
     errors.DeadlineError: 504,
 }
 
@@ -45,7 +52,13 @@ def add_handlers(app: FastAPI, runtime: Runtime) -> None:
     def on_disconnect(request: Request, error: Exception) -> Response:
         return answer_error(request.scope, errors.AbandonedError("the caller has gone"), runtime)
 
+    def on_invalid_request(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        faults = errors.faults_of({**found, "loc": found["loc"][1:]} for found in error.errors())
+        return answer_error(request.scope, errors.InvalidParametersError(*faults), runtime)
+
     app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(RequestValidationError, on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
 

@@ -10,6 +10,7 @@ from model.errors import BundleError, LGMGuardError
 from service.engine import Engine
 from service.errors import ActivationError, NotReadyError, UnknownModelError
 from service.metrics import Metrics
+from service.monitoring.traffic import Traffic
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -27,9 +28,10 @@ class Offers:
 class Registry:
     """Engines by name and version. Switching is one assignment, so no request ever sees half of it."""
 
-    def __init__(self, settings: Settings, metrics: Metrics):
+    def __init__(self, settings: Settings, metrics: Metrics, traffic: Traffic):
         self._settings = settings
         self._metrics = metrics
+        self._traffic = traffic
         self._engines: dict[Key, Engine] = {}
         self._active: dict[str, str] = {}
         self._former: dict[str, str] = {}
@@ -56,6 +58,15 @@ class Registry:
             asked = name if version is None else f"{name} {version}"
             raise UnknownModelError(f"no model {asked[:128]!r} is loaded here; GET /v1/models tells what there is")
         return engine
+
+    def active_engines(self) -> list[Engine]:
+        """The one that answers of each name, the default name's first."""
+        names = sorted(self._active, key=lambda name: (name != self._default, name))
+        keys = [(name, self._active[name]) for name in names]
+        return [self._engines[key] for key in keys if key in self._engines]
+
+    def is_default(self, name: str) -> bool:
+        return name == self._default
 
     def is_active(self, name: str, version: str) -> bool:
         return self._active.get(name) == version
@@ -114,7 +125,9 @@ class Registry:
             raise ActivationError(f"{name} {version} was not loaded: {reason}") from None
 
     async def _load_folder(self, folder: Path) -> Engine:
-        engine = await Engine.load(folder.resolve(), settings=self._settings, metrics=self._metrics)
+        engine = await Engine.load(
+            folder.resolve(), settings=self._settings, metrics=self._metrics, traffic=self._traffic
+        )
         self._engines[engine.name, engine.version] = engine
         return engine
 
@@ -136,6 +149,7 @@ class Registry:
         self._active[engine.name] = engine.version
         logger.info("%s %s is active", engine.name, engine.version)
         self._metrics.models_active(list(self._active.items()))
+        self._metrics.calibrated([active.manifest for active in self.active_engines()])
         if engine.name == self._default:
             self._metrics.default_model(false_alarm_rate=engine.false_alarm_rate, detectors=engine.detectors)
 

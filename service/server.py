@@ -6,7 +6,6 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
@@ -15,8 +14,10 @@ import uvicorn
 
 from detectors.bundle import load_manifest
 from service.access import check_exposure
-from service.addresses import resolve, with_port
+from service.addresses import bind, with_port
 from service.app import create_app
+from service.dashboard.forwarding import MAX_MESSAGE_BYTES
+from service.dashboard.options import PREFIX
 from service.devices import resolve_devices
 from service.errors import SettingsError
 from service.logs import configure_logs
@@ -36,7 +37,7 @@ def serve(settings: Settings) -> None:
     listen_grpc = _grpc_listener(settings)
     resolve_devices(settings.device)
     load_manifest(settings.bundle)
-    with _bind(settings) as listener:
+    with bind(settings.host, settings.port) as listener:
         check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
         app = create_app(settings, runtime=runtime)
@@ -47,6 +48,8 @@ def serve(settings: Settings) -> None:
             access_log=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            ws_max_size=MAX_MESSAGE_BYTES,
+            ws_per_message_deflate=False,
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
             **transport,
         )
@@ -74,6 +77,8 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
             logger.info("listening on %s://%s", scheme, with_port(host, port))
+            if self._runtime.dashboard is not None:
+                logger.info("the dashboard is at %s://%s%s/", scheme, with_port(host, port), PREFIX)
         if self._runtime.loading is not None:
             self._runtime.loading.add_done_callback(self._check_loaded)
 
@@ -90,8 +95,10 @@ class Server(uvicorn.Server):
         if self.failure is None:
             logger.info("shutting down: no longer ready, serving on for %g s", self._runtime.settings.drain_seconds)
             await asyncio.sleep(self._runtime.settings.drain_seconds)
+        self._runtime.pulse.end_streams()  # which would last for ever
         if self._grpc is not None:  # refuses new calls and ends those that run
             await self._grpc.stop(self._runtime.settings.shutdown_timeout_seconds)
+        await self._runtime.close_dashboard()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -108,16 +115,3 @@ def _grpc_listener(settings: Settings) -> ListenGrpc | None:
     except ImportError as error:
         raise SettingsError(f"grpc_port: {error.name} is missing; pip install 'lgm-guard[grpc]'") from None
     return grpc_server.listen
-
-
-def _bind(settings: Settings) -> socket.socket:
-    try:
-        family, kind, protocol, address = resolve(settings.host, settings.port)
-        with ExitStack() as on_failure:
-            listener = on_failure.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            on_failure.pop_all()
-    except OSError as error:
-        raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
-    return listener

@@ -32,6 +32,11 @@ def _default_threads(given: dict[str, Any]) -> int:
     return max(1, available_cpus() // workers)
 
 
+def _default_state_folder() -> Path:
+    """As the XDG base directory specification has it; nothing is written into a work tree."""
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "lgm-guard"
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
@@ -145,6 +150,45 @@ class Settings(BaseSettings):
     tls_key: Path | None = Field(default=None, description="Private key (PEM) of the certificate.")
     tls_client_ca: Path | None = Field(
         default=None, description="Authorities (PEM) of which each client must show a certificate."
+    )
+
+    # What people look at: dashboard/.
+    dashboard: bool = Field(default=True, description="Offer the web page /dashboard.")
+    reports: Path | None = Field(
+        default=None, description="Folder of evaluation runs that the dashboard lists, one a subfolder."
+    )
+
+    # What is kept for review: quarantine/.
+    state_folder: Path = Field(
+        default_factory=_default_state_folder, description="Folder of what the service keeps by itself."
+    )
+    quarantine: Literal["off", "metadata", "flagged", "sampled", "all"] = Field(
+        default="flagged",
+        description="Which images are kept: none, flagged ones without their bytes, flagged, also a sample, or all.",
+    )
+    quarantine_sample_share: float = Field(
+        default=0.01, gt=0, le=1, description="Share of all images that is kept where a sample is."
+    )
+    quarantine_database: str | None = Field(
+        default=None, description="URL of SQLite or PostgreSQL; by default a SQLite file in state_folder."
+    )
+    quarantine_store: str | None = Field(
+        default=None, description="Folder or fsspec URL (s3://...) of the bytes; by default one in state_folder."
+    )
+    quarantine_max_age_days: float = Field(
+        default=30, gt=0, le=36500, description="Age at which what is kept expires."
+    )
+    quarantine_max_bytes: int = Field(
+        default=1024 * MEBIBYTE, ge=1, description="Most bytes kept; beyond, the oldest expire, reviewed ones first."
+    )
+    quarantine_max_items: int = Field(
+        default=100_000, ge=1, le=10_000_000, description="Most items kept; beyond, the oldest expire likewise."
+    )
+    quarantine_queue_capacity: int = Field(
+        default=1024, ge=1, le=1_000_000, description="Most images that wait to be kept; beyond, they are dropped."
+    )
+    quarantine_queue_bytes: int = Field(
+        default=128 * MEBIBYTE, ge=1, description="Most bytes of pixels that wait to be kept, likewise."
     )
 
     # Observability: tracing.py.

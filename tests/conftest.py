@@ -1,6 +1,7 @@
 """What many tests share: a small real run on scikit-learn's digits, and the bundle fitted from it."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from model.checkpoint import Checkpoint
 from model.config import Config, parse_config
 from model.train import train
 from model.training_log import Silent
+
+# Servers that are started as they come keep what they flag somewhere, and it must not be the user's own folder.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lgm-state-")
 
 # Small networks gain nothing from more, and the order of summation, so the network they learn, depends on it.
 torch.set_num_threads(1)

@@ -91,6 +91,7 @@ class Method:
         if not door.anonymous:
             call.state["key"] = principal.name
         authorise(principal, Role.PREDICT)
+        call.state["principal"] = principal
         return principal.name
 
     async def _take(self, caller: str, call: Call) -> None:
@@ -126,7 +127,7 @@ class Method:
         return answer
 
     def _record(self, call: Call, seconds: float) -> None:
-        self._runtime.metrics.request_answered(self._route, call.code.name, seconds)
+        self._runtime.request_answered(self._route, call.code.name, seconds)
         access.info(
             "%s %s %.1f ms",
             self._route,

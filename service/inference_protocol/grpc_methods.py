@@ -50,7 +50,7 @@ async def model_infer(runtime: Runtime, request: Any, state: State) -> Any:
     deadline = deadline_of(None, limit_seconds=settings.request_timeout_seconds)
     work = partial(grpc_messages.decode, request, engine.image_format, max_instances=settings.max_instances)
     cheap = bool(request.raw_input_contents) and request.ByteSize() <= CHEAP_BYTES
-    inference, judgements = await judge(engine, work, settings, deadline=deadline, cheap=cheap)
+    inference, judgements = await judge(runtime, engine, work, state=state, deadline=deadline, cheap=cheap)
     state["num_images"] = len(judgements)
     return grpc_messages.encode(engine, inference, judgements)
 

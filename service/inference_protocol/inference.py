@@ -1,9 +1,10 @@
 """One inference of the protocol, whatever brought it: decode within the limits, judge within the time."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from service.engine import Engine
 from service.errors import DeadlineError, NotReadyError
@@ -11,7 +12,6 @@ from service.inference_protocol.outputs import withhold_flagged
 from service.judgements import Floats, Judgements
 from service.recording import recorded
 from service.runtime import Runtime
-from service.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,19 @@ def _stays() -> bool:
 
 
 async def judge(
+    runtime: Runtime,
     engine: Engine,
     decode: Callable[[], Inference],
-    settings: Settings,
     *,
+    state: Mapping[str, Any],
     deadline: float,
     cheap: bool,
     abandoned: Callable[[], bool] = _stays,
 ) -> tuple[Inference, Judgements]:
     """Decode and judge. What is cheap to decode is not worth the way to another thread and back.
 
-    deadline: in time.monotonic() seconds. abandoned: whether the caller has gone, asked before late work starts.
+    state: the request's, with its id and who sent it. deadline: in time.monotonic() seconds. abandoned: whether the
+    caller has gone, asked before late work starts.
     Raises what decode raises, DeadlineError, OverloadedError, NotReadyError, InferenceError.
     """
     started = time.monotonic()
@@ -65,7 +67,8 @@ async def judge(
     if inference.timeout_seconds is not None:
         deadline = min(deadline, started + inference.timeout_seconds)
     judgements = await engine.screen(inference.images, deadline, abandoned=abandoned)
-    return inference, withhold_flagged(judgements) if settings.policy == "withhold" else judgements
+    runtime.offer(engine, inference.images, judgements, state)
+    return inference, withhold_flagged(judgements) if runtime.settings.policy == "withhold" else judgements
 
 
 def _decode_in_time(decode: Callable[[], Inference], deadline: float) -> Inference:

@@ -119,9 +119,10 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         max_instances=settings.max_instances,
     )
     inference, judgements = await judge(
+        runtime,
         engine,
         work,
-        settings,
+        state=request.scope["state"],
         deadline=deadline,
         cheap=_is_cheap(form, len(body)),
         abandoned=hung_up(request.receive),

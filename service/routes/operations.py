@@ -15,6 +15,7 @@ LINKS = {
     "alive": "/healthz",
     "ready": "/readyz",
     "metrics": "/metrics",
+    "monitor": "/v1/monitor",
     "inference protocol": "/v2",
 }
 

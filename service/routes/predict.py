@@ -74,6 +74,7 @@ async def predict(request: Request) -> Response:
     with recorded("decode"):
         batch = await _decode(engine, decode, body, settings, deadline)
     judgements = await engine.screen(batch.images, deadline, abandoned=hung_up(request.receive))
+    runtime.offer(engine, batch.images, judgements, request.scope["state"])
     request.scope["state"]["num_images"] = batch.size
     if batch.faults:
         runtime.metrics.images.labels("rejected").inc(len(batch.faults))

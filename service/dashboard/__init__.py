@@ -1,0 +1,1 @@
+"""The web page. It runs in a process of its own and knows of the service what HTTP tells it."""

@@ -1,0 +1,111 @@
+"""What a bundle's calibration says of clean traffic: how p-values and log-likelihoods would lie."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detectors.bundle import Manifest, load_calibration
+from service.monitoring.evidence import Family, flagged_family, shape_family
+from service.monitoring.snapshot import NUM_P_VALUE_BINS, QUANTILE_LEVELS
+
+LIKELIHOOD = "likelihood"
+MOST_CLASSES_TESTED = 1000
+LEAST_SCALE = 1e-3
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """Of the first k classes, at most MOST_CLASSES_TESTED; others are counted as one.
+
+    sizes, likelihood_sizes (k,): clean scores behind the p-values of the verdict and of the likelihood.
+    quantiles (k, QUANTILE_LEVELS) of clean log-likelihoods, in nats; centres, scales (k,) a ruler for live ones.
+    likelihood_column: where that detector's evidence stands, None if the bundle does not have it.
+    """
+
+    labels: tuple[str, ...]
+    sizes: Ints
+    likelihood_sizes: Ints
+    likelihood_column: int | None
+    quantiles: Floats | None
+    centres: Floats
+    scales: Floats
+    families: tuple[Family, ...]
+    expected_shares: Floats
+
+
+def load_baseline(bundle: Path, manifest: Manifest) -> Baseline:
+    """Raises BundleError naming the file and the reason."""
+    calibration = load_calibration(bundle, manifest)
+    num_classes = len(manifest.labels)
+    num_tested = min(num_classes, MOST_CLASSES_TESTED)
+
+    def rows(block: int) -> slice:
+        return slice(block * num_classes, block * num_classes + num_tested)
+
+    column = manifest.detectors.index(LIKELIHOOD) if LIKELIHOOD in manifest.detectors else None
+    sizes = calibration.counts[rows(len(manifest.detectors))]
+    likelihood_sizes = sizes if column is None else calibration.counts[rows(column)]
+    quantiles = None if column is None else _quantiles(calibration.scores[rows(column)], likelihood_sizes)
+    verdict_gaps = _gaps(sizes)
+    families = [
+        flagged_family(_flagged_gaps(sizes, manifest.false_alarm_rate), manifest.false_alarm_rate),
+        shape_family("p_values", verdict_gaps),
+    ]
+    if column is not None:
+        families.append(shape_family("likelihood", _gaps(likelihood_sizes)))
+    centres, scales = _ruler(quantiles, num_tested)
+    return Baseline(
+        labels=manifest.labels,
+        sizes=sizes.numpy(),
+        likelihood_sizes=likelihood_sizes.numpy(),
+        likelihood_column=column,
+        quantiles=quantiles,
+        centres=centres,
+        scales=scales,
+        families=tuple(families),
+        expected_shares=(verdict_gaps / verdict_gaps.sum(1, keepdim=True)).numpy(),
+    )
+
+
+def bins_of(p_values: NDArray[np.float32], sizes: Ints) -> Ints:
+    """The equal bin of (0, 1] that each p-value lies in, exactly: they are ranks over sizes + 1."""
+    ranks = np.rint(p_values.astype(np.float64) * (sizes + 1)).astype(np.int64)
+    return (NUM_P_VALUE_BINS * ranks - 1) // (sizes + 1)
+
+
+def _gaps(sizes: Tensor) -> Tensor:
+    """How many of a class's n + 1 gaps between clean scores each bin holds (k, bins)."""
+    upper = torch.arange(NUM_P_VALUE_BINS + 1) * (sizes.unsqueeze(1) + 1) // NUM_P_VALUE_BINS
+    return upper.diff(dim=1).double()
+
+
+def _flagged_gaps(sizes: Tensor, false_alarm_rate: float) -> Tensor:
+    """(k, 2): gaps whose p-value is flagged, in the arithmetic of the verdict, and the others."""
+    ranks = 1 + torch.arange(int(sizes.max()) + 1)
+    flagged = (ranks / (sizes.unsqueeze(1) + 1) <= false_alarm_rate) & (ranks <= sizes.unsqueeze(1) + 1)
+    num_flagged = flagged.sum(1)
+    return torch.stack([num_flagged, sizes + 1 - num_flagged], 1).double()
+
+
+def _quantiles(scores: Tensor, sizes: Tensor) -> Floats:
+    """Of log-likelihoods, whose negatives the scores are; NaN for a class without clean images."""
+    found = np.full((len(sizes), len(QUANTILE_LEVELS)), np.nan)
+    for index, size in enumerate(sizes.tolist()):
+        if size:
+            found[index] = np.quantile(-scores[index, :size].double().numpy(), QUANTILE_LEVELS)
+    return found
+
+
+def _ruler(quantiles: Floats | None, num_classes: int) -> tuple[Floats, Floats]:
+    if quantiles is None:
+        return np.zeros(num_classes), np.ones(num_classes)
+    known = ~np.isnan(quantiles[:, 0])
+    median, spread = quantiles[:, 2], quantiles[:, 3] - quantiles[:, 1]
+    return np.where(known, median, 0.0), np.where(known, np.maximum(spread, LEAST_SCALE), 1.0)

@@ -1,0 +1,75 @@
+"""Evidence that p-values have drifted, which may be looked at as often as one likes.
+
+A conformal p-value is a rank: the score's place in one of the n + 1 gaps between the n clean scores of its class.
+If traffic is exchangeable with the calibration images, the next score falls into a gap with probability
+(1 + images there so far) / (n + 1 + images so far): Polya's urn. So the chance of any sequence of bins is known to
+the last digit, with nothing assumed of the scores' distribution, and with the calibration's own chance in it: of few
+clean scores the flagged share of clean traffic may well be half as high again as promised, and a test of uniformity
+would sooner or later reject it.
+
+An e-value is the likelihood of the sequence under drifts that one has in mind, mixed, over that of the urn. Under the
+urn it is a martingale of mean one, so it ever exceeds e with probability 1 / e at most (Ville's inequality; Vovk's
+conformal test martingales). Legend: s windows, k classes, b bins, a alternatives.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import log, pi
+
+import torch
+from torch import Tensor
+
+from service.monitoring.snapshot import DriftKind
+
+FLAGGED_MULTIPLES = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0, 24.0, 36.0, 54.0)
+MOST_RATE = 0.95
+TILTS = (0.2, 0.35, 0.5, 0.7, 1.5, 2.5, 4.0)  # p-values distributed as x^tilt: below one small ones are too frequent
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Family:
+    """A question put to every class: gaps (k, b) of its bins, log-probabilities of each bin if drifted (a, k, b)."""
+
+    kind: DriftKind
+    gaps: Tensor
+    alternatives: Tensor
+
+    @cached_property
+    def _floor(self) -> Tensor:
+        """A bin without gaps never has an image; its urn may as well hold something."""
+        return self.gaps.clamp_min(1)
+
+    def log_ratios(self, counts: Tensor) -> Tensor:
+        """How much likelier each drift is than none: (s, k + 1, a) of counts (s, k, b); the last row is of all."""
+        drifted = torch.einsum("skb,akb->ska", counts, self.alternatives)
+        ratios = drifted - self._log_urn(counts).unsqueeze(2)
+        return torch.cat([ratios, ratios.sum(1, keepdim=True)], 1)
+
+    def _log_urn(self, counts: Tensor) -> Tensor:
+        drawn = (torch.lgamma(self._floor + counts) - torch.lgamma(self._floor)).sum(2)
+        total = self.gaps.sum(1)
+        return drawn - (torch.lgamma(total + counts.sum(2)) - torch.lgamma(total))
+
+
+def log_e_values(log_ratios: Tensor) -> Tensor:
+    """(s, k + 1): logarithms of the e-values, all alternatives weighing the same."""
+    return log_ratios.logsumexp(2) - log(log_ratios.shape[2])
+
+
+def flagged_family(gaps: Tensor, promised: float) -> Family:
+    """Whether more is flagged than promised. gaps (k, 2): flagged, not flagged."""
+    rates = [rate for multiple in FLAGGED_MULTIPLES if (rate := multiple * promised) < MOST_RATE] + [MOST_RATE]
+    chances = torch.tensor([[rate, 1 - rate] for rate in rates], dtype=torch.float64)
+    return Family(
+        kind="flagged", gaps=gaps, alternatives=chances.log().unsqueeze(1).expand(-1, len(gaps), -1).contiguous()
+    )
+
+
+def shape_family(kind: DriftKind, gaps: Tensor) -> Family:
+    """Whether p-values are not uniform: too small, too large, at both ends, or in the middle. gaps (k, b)."""
+    upper = (gaps.cumsum(1) / gaps.sum(1, keepdim=True)).clamp(0, 1)
+    tilted = [upper**tilt for tilt in TILTS]
+    at_both_ends, in_the_middle = upper.sqrt().asin() * 2 / pi, upper**2 * (3 - 2 * upper)
+    cumulative = torch.stack([*tilted, at_both_ends, in_the_middle])
+    chances = cumulative.diff(dim=2, prepend=torch.zeros_like(cumulative[:, :, :1]))
+    return Family(kind=kind, gaps=gaps, alternatives=torch.where(gaps > 0, chances, 1).log())

@@ -1,0 +1,179 @@
+"""The database: SQLite in a file by default, PostgreSQL by URL; brought to the newest schema before its first use."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from service.errors import QuarantineUnavailableError, SettingsError
+
+logger = logging.getLogger(__name__)
+
+HEAD = "0001"  # the newest migration
+MIGRATIONS = Path(__file__).parent / "migrations"
+UPGRADING = 0x6C676D  # the advisory lock of those who bring the schema up to date
+BUSY_SECONDS = 5
+POSTGRESQL_ARGUMENTS = {
+    "connect_timeout": 3,
+    "options": "-c statement_timeout=10000 -c lock_timeout=5000",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 10_000,
+}
+WRITES = "lgm_writes"
+
+
+class Database:
+    """Opened at its first use and again after any trouble, so that a service starts without it.
+
+    Raises SettingsError for an address that can be none.
+    """
+
+    def __init__(self, address: str):
+        self._url = _checked(address)
+        self._engine = _engine_for(self._url)
+        self._lock = Lock()
+        self._current = False
+
+    def __str__(self) -> str:
+        return self._url.render_as_string(hide_password=True)
+
+    @property
+    def dialect(self) -> str:
+        return self._engine.dialect.name
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """Raises QuarantineUnavailableError."""
+        with self._reachable():
+            self._bring_up_to_date()
+            with self._engine.begin() as connection:
+                yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """One transaction, the only one that writes where that is all the database can. Raises as reading does."""
+        with self._reachable():
+            self._bring_up_to_date()
+            with self._engine.execution_options(**{WRITES: True}).begin() as connection:
+                yield connection
+
+    def upgrade(self) -> None:
+        """Bring the schema up to date. Raises QuarantineUnavailableError."""
+        with self._reachable():
+            self._bring_up_to_date()
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @contextmanager
+    def _reachable(self) -> Iterator[None]:
+        try:
+            yield
+        except (OperationalError, PoolTimeoutError) as error:
+            raise self._unavailable(error) from None
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            raise self._unavailable(error) from None
+
+    def _unavailable(self, error: Exception) -> QuarantineUnavailableError:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        logger.warning("the quarantine's database %s fails: %s", self, reason)
+        return QuarantineUnavailableError("the quarantine's database does not answer; the log says why")
+
+    def _bring_up_to_date(self) -> None:
+        if self._current:
+            return
+        with self._lock:
+            if not self._current:
+                _make_folder(self._url)
+                with self._engine.execution_options(**{WRITES: True}).begin() as connection:
+                    _upgrade(connection)
+                self._current = True
+
+
+def _checked(address: str) -> URL:
+    try:
+        url = make_url(address)
+    except ArgumentError:
+        raise SettingsError(
+            "quarantine_database: not a URL as sqlite:///file or postgresql://user@host/name"
+        ) from None
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise SettingsError(f"quarantine_database: {url.get_backend_name()} is not taken; sqlite and postgresql are")
+    if url.drivername == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _engine_for(url: URL) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+        event.listen(engine, "connect", _configure_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    try:
+        return create_engine(url, connect_args=POSTGRESQL_ARGUMENTS, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
+    except (ImportError, NoSuchModuleError) as error:
+        raise SettingsError(f"quarantine_database: {error}; pip install 'lgm-guard[postgresql]'") from None
+
+
+def _configure_sqlite(connection: Any, record: Any) -> None:
+    connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """A transaction that will write says so at once: one that asks for it late could be refused without a wait."""
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _make_folder(url: URL) -> None:
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        return
+    folder = Path(str(url.database)).parent
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        logger.warning("the quarantine's folder %s cannot be made: %s", folder, error.strerror)
+        raise QuarantineUnavailableError("the quarantine's folder cannot be made; the log says why") from None
+
+
+def _upgrade(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": UPGRADING})
+    if _revision(connection) != HEAD:
+        _run_migrations(connection)
+
+
+def _revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def _run_migrations(connection: Connection) -> None:
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from alembic import command  # a third of a second, which a database that is up to date need not cost
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        logger.error("the quarantine's database is of another version than this service: %s", error)
+        raise QuarantineUnavailableError("the quarantine's database is of a newer version") from None
+    logger.info("the quarantine's database is of version %s now", HEAD)

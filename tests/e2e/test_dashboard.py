@@ -1,0 +1,257 @@
+"""The page in a real browser, on a real service under real traffic."""
+
+import base64
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from detectors import SHIPPED_BUNDLE
+from service.dashboard.experiment import perform
+from service.dashboard.findings import Experiment
+from tests.e2e.browser import TIMEOUT_MILLISECONDS, Watched, chromium
+from tests.e2e.test_readmes import REPOSITORY
+from tests.server import TIMEOUT, Server
+from tests.service.dashboard.test_runs import RESULT, json
+
+PAGES = ("/", "/classes", "/drift", "/review", "/evaluation", "/playground", "/about")
+PHONE = {"width": 360, "height": 740}
+SEVEN = (REPOSITORY / "tests" / "samples" / "seven.png").read_bytes()
+BOOT = (REPOSITORY / "tests" / "samples" / "ankle-boot.png").read_bytes()
+PNG = {"content-type": "image/png"}
+expect.set_options(timeout=TIMEOUT_MILLISECONDS)
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("reports")
+    (folder / "first").mkdir()
+    (folder / "first" / "results.json").write_text(json.dumps(RESULT))
+    (folder / "first" / "report.html").write_text("<title>report</title><h1>A report</h1><script>alert(1)</script>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(reports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    state = str(tmp_path_factory.mktemp("state"))
+    server = Server("--workers", "1", "--drain-seconds", "0", "--state-folder", state, "--reports", str(reports))
+    try:
+        server.await_ready()
+        with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+            for content in (*[SEVEN] * 12, *[BOOT] * 3):
+                assert client.post("/v1/predict", content=content, headers=PNG).status_code == 200
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def watched(browser: Browser, server: Server) -> Iterator[Watched]:
+    """One tab for many tests: opening pages costs more than looking at them."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    yield Watched(context, server.url)
+    context.close()
+
+
+def settle(page: Page, path: str) -> None:
+    """Until it shows what it is about."""
+    shown = {
+        "/": ".figures",
+        "/classes": ".rows",
+        "/drift": ".banner",
+        "/review": ".shot",
+        "/evaluation": "table",
+        "/playground": ".plane",
+        "/about": ".facts",
+    }
+    page.locator(shown[path]).first.wait_for()
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_every_page_shows_what_it_is_about_and_fits_a_phone_in_both_themes(watched: Watched, path: str) -> None:
+    page = watched.open(path)
+    settle(page, path)
+    for theme in ("dark", "light"):
+        page.emulate_media(color_scheme=theme)
+        found = Axe().run(page, options={"resultTypes": ["violations"]})
+        assert not found.response["violations"], found.generate_report()
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.set_viewport_size({"width": 1280, "height": 900})
+    watched.assert_quiet()
+
+
+def test_an_attack_run_shows_on_the_charts_within_seconds(watched: Watched, server: Server) -> None:
+    page = watched.open("/")
+    share = page.locator(".figures > div", has_text="Flagged").locator(".value")
+    before = float(re.sub(r"[^\d.]", "", share.inner_text()))
+    chart = page.get_by_role("img", name=re.compile("Histogram of p-values"))
+    drawn = chart.inner_html()
+    finding = perform(Experiment(bundle=SHIPPED_BUNDLE, image=base64.b64encode(SEVEN).decode(), eps=0.1))
+    attacked = base64.b64decode(finding.attacked_image)
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        for _ in range(20):
+            assert client.post("/v1/predict", content=attacked, headers=PNG).json()["predictions"][0]["flagged"]
+    sent = time.monotonic()
+    page.wait_for_function(
+        "(before) => parseFloat([...document.querySelectorAll('.figures > div')]"
+        ".find(one => one.textContent.startsWith('Flagged')).querySelector('.value').textContent) > before",
+        arg=before,
+    )
+    assert time.monotonic() - sent < 10
+    assert chart.inner_html() != drawn
+    expect(page.locator(".banner").first).to_contain_text("unlike the calibration")
+    watched.assert_quiet()
+
+
+def test_a_playground_attack_flips_the_label_and_drops_the_likelihood(watched: Watched) -> None:
+    page = watched.open("/playground")
+    verdict = page.locator(".verdict")
+    page.get_by_role("button", name="Sample: 7").click()
+    expect(verdict).to_contain_text("Taken for 7")
+    expect(verdict).to_contain_text("not flagged")
+    likelihood = page.locator("tr", has_text="Log-likelihood")
+    page.locator("#eps").fill("0.1")
+    expect(verdict).to_contain_text("Was taken for 7, now for")
+    clean, attacked = (
+        float(text.split()[0].replace("−", "-")) for text in likelihood.locator("td").all_inner_texts()
+    )
+    assert attacked < clean - 1
+    expect(verdict.locator(".tag")).to_have_text("flagged")
+    page.locator("#attack").select_option("bim")
+    expect(page.locator("#steps")).to_be_visible()
+    page.get_by_role("button", name="Sample: ankle boot").click()
+    page.locator("#eps").fill("0")
+    expect(verdict).to_contain_text("Taken for")
+    watched.assert_quiet()
+
+
+def test_what_is_drawn_or_uploaded_is_judged(watched: Watched) -> None:
+    page = watched.open("/playground")
+    image = page.locator(".trio img").first
+    image.wait_for()
+    before = image.get_attribute("src")
+    box = page.locator("canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] - 20, steps=8)
+    page.mouse.up()
+    expect(image).not_to_have_attribute("src", before or "")
+    drawn = image.get_attribute("src")
+    page.locator("#file").set_input_files({"name": "7.png", "mimeType": "image/png", "buffer": SEVEN})
+    expect(image).not_to_have_attribute("src", drawn or "")
+    page.locator("#file").set_input_files({"name": "no.png", "mimeType": "image/png", "buffer": b"no image"})
+    expect(page.get_by_role("alert").filter(has_text="not an image")).to_be_visible()
+    watched.assert_quiet()
+
+
+def test_a_review_is_done_by_keyboard_and_undone(watched: Watched, server: Server) -> None:
+    def states() -> dict[str, int]:
+        counts: dict[str, int] = httpx.get(f"{server.url}/v1/quarantine", timeout=TIMEOUT).json()["counts"]
+        return counts
+
+    page = watched.open("/review")
+    page.locator(".shot").wait_for()
+    thumbnails = page.locator(".items button")
+    new = states()["new"]
+    expect(thumbnails.first).to_have_attribute("aria-current", "true")
+    page.keyboard.press("j")
+    expect(thumbnails.nth(1)).to_have_attribute("aria-current", "true")
+    page.keyboard.press("k")
+    expect(thumbnails.first).to_have_attribute("aria-current", "true")
+    page.locator("#reason").fill("no digit")
+    page.locator("h1").click()
+    page.keyboard.press("b")
+    expect(thumbnails.first).to_contain_text("abnormal")
+    expect(thumbnails.nth(1)).to_have_attribute("aria-current", "true")
+    page.keyboard.press("a")
+    expect(thumbnails.nth(1)).to_contain_text("adversarial")
+    assert states() == {**states(), "new": new - 2, "abnormal": 1, "confirmed_adversarial": 1}
+    page.keyboard.press("k")
+    page.keyboard.press("k")
+    expect(page.get_by_label("Input", exact=True)).to_contain_text("no digit")
+    page.keyboard.press("u")
+    expect(thumbnails.nth(1)).to_contain_text("new")
+    assert states() == {**states(), "new": new - 1, "abnormal": 1}
+    expect(page.get_by_label("Input", exact=True)).to_contain_text("Nearest class means")
+    watched.assert_quiet()
+
+
+def test_who_comes_second_is_told(watched: Watched, server: Server) -> None:
+    page = watched.open("/review")
+    page.locator(".shot").wait_for()
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        item = client.get("/v1/quarantine", params={"state": "new"}).json()["items"][0]
+        reviewed = client.patch(
+            f"/v1/quarantine/{item['id']}", json={"state": "released"}, headers={"if-match": f'"{item["revision"]}"'}
+        )
+    assert reviewed.status_code == 200
+    page.keyboard.press("f")
+    expect(page.get_by_text("Somebody else has reviewed it meanwhile")).to_be_visible()
+    expect(page.locator(".items button").first).to_contain_text("released")
+    watched.assert_quiet()
+
+
+def test_a_report_opens_and_runs_nothing(watched: Watched, server: Server) -> None:
+    page = watched.open("/evaluation")
+    expect(page.get_by_role("row", name=re.compile("fgsm"))).to_contain_text("70")
+    with page.context.expect_page() as opened:
+        page.get_by_role("link", name="Open the report").click()
+    expect(opened.value.locator("h1")).to_have_text("A report")
+    opened.value.close()
+    policy = httpx.get(f"{server.url}/dashboard/reports/first/report.html").headers["content-security-policy"]
+    assert policy.startswith("sandbox; default-src 'none'")
+    assert httpx.get(f"{server.url}/dashboard/reports/first/..%2f..%2fetc%2fpasswd").status_code == 404
+    watched.assert_quiet()
+
+
+def test_the_theme_is_remembered(watched: Watched) -> None:
+    page = watched.open("/")
+    button = page.get_by_role("button", name=re.compile("Colours"))
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    button.click()
+    button.click()
+    expect(button).to_have_attribute("title", "Colours: dark")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != light
+    watched.open("/")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    button.click()
+    watched.assert_quiet()
+
+
+def test_the_pages_process_may_die_and_comes_again(server: Server) -> None:
+    """Predictions do not notice; the page is back by itself."""
+    (child,) = [
+        process
+        for process in psutil.Process(server.process.pid).children()
+        if "service.dashboard" in process.cmdline()
+    ]
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
+        child.kill()
+        for _ in range(20):
+            assert client.post("/v1/predict", content=SEVEN, headers=PNG).status_code == 200
+        assert client.get("/dashboard/about").status_code in (200, 503)
+        server.await_lines(1, level="error", logger="service.dashboard.parent")
+        assert client.get("/dashboard/about").status_code == 200
+
+
+def test_pages_from_elsewhere_have_no_say(server: Server) -> None:
+    elsewhere = {"origin": "https://evil.example"}
+    assert httpx.post(f"{server.url}/dashboard/login", data={"key": "x"}, headers=elsewhere).status_code == 403
+    socket = {**elsewhere, "connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
+    socket["sec-websocket-key"] = "dGhlIHNhbXBsZSBub25jZQ=="
+    path = "/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+    assert httpx.get(server.url + path, headers=socket).status_code == 403

@@ -1,0 +1,162 @@
+"""Who sees what, where API keys are set: over HTTP, and once in a browser."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.key_file import append_key
+from service.keys import Role, make_key
+from tests.e2e.browser import Watched, chromium
+from tests.e2e.test_dashboard import BOOT, PNG, REPOSITORY
+from tests.server import TIMEOUT, Server
+from tests.service.test_keys import key_of
+
+
+@pytest.fixture(scope="module")
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.toml"
+
+
+@pytest.fixture(scope="module")
+def keys(keys_file: Path) -> dict[str, str]:
+    made = {role.label: make_key() for role in Role}
+    for role in Role:
+        append_key(keys_file, key_of(made[role.label], id=f"{role.label}-key", role=role))
+    return made
+
+
+@pytest.fixture(scope="module")
+def guarded(keys: dict[str, str], keys_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    state = str(tmp_path_factory.mktemp("state"))
+    server = Server(
+        *("--workers", "1", "--drain-seconds", "0", "--state-folder", state, "--api-keys", str(keys_file))
+    )
+    try:
+        server.await_ready()
+        yield server
+    finally:
+        assert server.stop() == 0
+
+
+@pytest.fixture
+def client(guarded: Server) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=guarded.url, timeout=TIMEOUT) as client:
+        yield client
+
+
+def log_in(client: httpx.Client, key: str) -> httpx.Response:
+    return client.post("/dashboard/login", data={"key": key})
+
+
+def test_without_a_key_there_is_a_login_and_nothing_else(client: httpx.Client) -> None:
+    for path in ("/dashboard/", "/dashboard/review", "/dashboard/kept/1/image", "/dashboard/_nicegui/nothing"):
+        answer = client.get(path)
+        assert answer.status_code == 303
+        assert answer.headers["location"] == "/dashboard/login"
+    page = client.get("/dashboard/login")
+    assert page.status_code == 200
+    assert "<script" not in page.text
+    assert client.get("/dashboard/static/dashboard.css").status_code == 200
+    assert client.post("/dashboard/_nicegui/client/x/upload/1").status_code == 401
+
+
+@pytest.mark.parametrize("key", ["lgm_wrong", "", "two words", "x" * 5000, "kéy"])
+def test_a_wrong_key_is_told_and_opens_nothing(client: httpx.Client, key: str) -> None:
+    answer = log_in(client, key)
+    assert answer.status_code in (401, 422)
+    assert 'role="alert"' in answer.text
+    assert "set-cookie" not in answer.headers
+
+
+def test_the_cookie_is_out_of_scripts_and_other_sites_reach_and_holds_no_key(
+    client: httpx.Client, keys: dict[str, str]
+) -> None:
+    answer = log_in(client, keys["review"])
+    assert answer.status_code == 303
+    cookie = answer.headers["set-cookie"]
+    attributes = {part.strip().lower() for part in cookie.split(";")}
+    assert {"httponly", "samesite=strict", "path=/dashboard"} <= attributes
+    assert keys["review"] not in cookie
+    assert client.get("/dashboard/").status_code == 200
+
+
+def test_who_may_only_predict_sees_the_playground_only(client: httpx.Client, keys: dict[str, str]) -> None:
+    log_in(client, keys["predict"])
+    for path in ("/", "/classes", "/drift", "/review", "/evaluation", "/about"):
+        answer = client.get(f"/dashboard{path}")
+        assert answer.status_code in (302, 307)
+        assert answer.headers["location"] == "/dashboard/playground"
+    page = client.get("/dashboard/playground").text
+    assert "/dashboard/review" not in page
+    assert client.get("/dashboard/kept/1/image").status_code == 403
+
+
+def test_logging_out_ends_the_session_on_the_server(client: httpx.Client, keys: dict[str, str]) -> None:
+    log_in(client, keys["admin"])
+    cookies = dict(client.cookies)
+    assert client.get("/dashboard/about").status_code == 200
+    assert client.post("/dashboard/logout").headers["location"] == "/dashboard/login"
+    assert (
+        client.get("/dashboard/about", headers={"cookie": f"lgm_session={cookies['lgm_session']}"}).status_code == 303
+    )
+
+
+def test_whoami_tells_name_and_role(client: httpx.Client, keys: dict[str, str]) -> None:
+    for role in keys:
+        answer = client.get("/v1/whoami", headers={"x-api-key": keys[role]})
+        assert answer.json() == {"name": f"{role}-key", "role": role}
+    assert client.get("/v1/whoami").status_code == 401
+    assert client.get("/v1/about", headers={"x-api-key": keys["predict"]}).status_code == 403
+    told = client.get("/v1/about", headers={"x-api-key": keys["review"]}).json()["settings"]
+    assert not {"api_keys", "quarantine_database", "tls_key", "bundle"} & set(told)
+
+
+def test_the_audit_names_the_reviewers_key(guarded: Server, client: httpx.Client, keys: dict[str, str]) -> None:
+    headers = {"x-api-key": keys["review"]}
+    assert client.post("/v1/predict", content=BOOT, headers={**PNG, **headers}).status_code == 200
+    with chromium() as browser:
+        watched = Watched(browser.new_context(), guarded.url)
+        page = watched.page
+        page.goto(f"{guarded.url}/dashboard/review")
+        page.get_by_label("API key").fill(keys["review"])
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="Review").click()
+        page.locator(".shot").wait_for()
+        page.keyboard.press("b")
+        page.get_by_text("takes it back").wait_for()
+        assert page.evaluate("Object.values(localStorage).concat(document.cookie).join()").find("lgm_") < 0
+        watched.assert_quiet()
+    (item,) = client.get("/v1/quarantine", params={"state": "abnormal"}, headers=headers).json()["items"]
+    assert item["reviewer"] == "review-key"
+    lines = client.get(f"/v1/quarantine/{item['id']}/audit", headers=headers).json()["lines"]
+    assert {line["who"] for line in lines} == {"review-key"}
+
+
+def test_it_runs_apart_from_the_service_too(guarded: Server, keys: dict[str, str]) -> None:
+    lgm = str(Path(sys.executable).with_name("lgm"))
+    command = [lgm, "dashboard", "--url", guarded.url, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "listening on" in line)
+        url = line.split("listening on ")[1].split("/dashboard")[0]
+        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
+            assert client.get("/dashboard/").headers["location"] == "/dashboard/login"
+            log_in(client, keys["admin"])
+            assert client.get("/dashboard/").status_code == 200
+    finally:
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (0, -15)
+
+
+def test_an_address_that_is_none_is_one_line_and_status_two() -> None:
+    lgm = str(Path(sys.executable).with_name("lgm"))
+    failed = subprocess.run([lgm, "dashboard", "--url", "nowhere"], capture_output=True, text=True, timeout=TIMEOUT)
+    assert failed.returncode == 2
+    assert "no URL" in failed.stderr
+    assert failed.stderr.count("\n") == 1
