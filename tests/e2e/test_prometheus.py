@@ -63,15 +63,13 @@ def prometheus(url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     (folder / "prometheus.yml").write_text(configuration)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    with subprocess.Popen(
-        [
-            "prometheus",
-            f"--config.file={folder / 'prometheus.yml'}",
-            f"--storage.tsdb.path={folder / 'data'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stderr=(folder / "log").open("w"),
-    ) as process:
+    command = [
+        "prometheus",
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (folder / "log").open("w") as log, subprocess.Popen(command, stderr=log) as process:
         try:
             watching = Prometheus(f"http://127.0.0.1:{port}")
             until(lambda: answers(f"{watching.url}/-/ready"))
