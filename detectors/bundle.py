@@ -30,7 +30,7 @@ from model.errors import BundleError, LGMGuardError
 from model.images import ImageFormat
 from model.network import Network
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "mnist"
 ROBUST_BUNDLE = SHIPPED_BUNDLE.with_name("mnist-robust")
 MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (

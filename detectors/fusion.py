@@ -1,8 +1,12 @@
-"""Several detectors' scores -> one: the sum of their surprises, Fisher's combination of p-values made smooth.
+"""Several detectors' scores -> one: the logarithm of the sum of 1 / p, the harmonic mean of p-values made smooth.
+
+Each kind of attack shows in one detector or two and leaves the others calm. A product of p-values (Fisher's) lets the
+calm ones outvote the one that saw it; the harmonic mean follows whoever is most surprised, and costs each of e
+detectors at most a factor e of its own p-value.
 
 A conformal p-value has steps, ends at 1 / (n + 1) and has no gradient. The surprise -log p of a score is taken
 from a smooth estimate of the clean scores' survival function instead: it orders inputs beyond the
-furthest clean score too, and an attack on the verdict can follow its gradient. The sum is calibrated
+furthest clean score too, and an attack on the verdict can follow its gradient. What comes out is calibrated
 again on clean data of its own, so nothing rests on the estimate or on detectors being independent.
 """
 
@@ -82,7 +86,7 @@ def _knots_and_tail(row: Float[Tensor, " n"], num_knots: int) -> tuple[Float[Ten
 
 
 class Fusion(nn.Module):
-    """score = sum over detectors of the surprise at their scores (Fisher 1932, without its factor 2).
+    """score = log sum over detectors of exp(surprise at their scores), in nats (Good 1958; Wilson, PNAS 2019).
 
     surprise: of e detectors and k classes at once, its rows those of the first name's classes, then the next one's.
     """
@@ -103,7 +107,7 @@ class Fusion(nn.Module):
         num_classes = len(self.surprise.tails) // len(self.names)
         stacked, rows = stack_rows([scores[name] for name in self.names], class_index, num_classes)
         surprises: Tensor = self.surprise(stacked, rows)
-        return surprises.view(len(self.names), -1).sum(0)
+        return surprises.view(len(self.names), -1).logsumexp(0)
 
 
 def stack_rows(

@@ -12,6 +12,7 @@ from detectors.layers import LayersDetector
 from detectors.lid import LIDDetector
 from detectors.likelihood import LikelihoodDetector
 from detectors.mahalanobis import MahalanobisDetector
+from detectors.margin import MarginDetector
 from detectors.residual import ResidualDetector
 from detectors.squeezing import FeatureSqueezingDetector
 from model.errors import ConfigurationError
@@ -20,6 +21,7 @@ _CLASSES: tuple[type[Detector], ...] = (
     LikelihoodDetector,
     LayersDetector,
     ResidualDetector,
+    MarginDetector,
     ConsistencyDetector,
     FeatureSqueezingDetector,
     ConfidenceDetector,
@@ -32,7 +34,7 @@ _CLASSES: tuple[type[Detector], ...] = (
 KNOWN_DETECTORS: dict[str, type[Detector]] = {known.name: known for known in _CLASSES}
 
 # Their forward passes together cost a fraction of the network's own; the others take more passes or a reference set.
-DEFAULT_DETECTORS = ("likelihood", "layers", "residual")
+DEFAULT_DETECTORS = ("likelihood", "layers", "residual", "margin")
 
 
 def check_names(names: Iterable[str]) -> tuple[str, ...]:

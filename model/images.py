@@ -39,6 +39,13 @@ class ImageFormat:
 
 
 def decode_image(data: bytes, image_format: ImageFormat, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "c h w"]:
+    """As decode_pixels, as a tensor."""
+    return torch.from_numpy(decode_pixels(data, image_format, max_pixels=max_pixels))
+
+
+def decode_pixels(
+    data: bytes, image_format: ImageFormat, *, max_pixels: int = MAX_PIXELS
+) -> UInt8[np.ndarray, "c h w"]:
     """Decode one image file to uint8 of the network's shape.
 
     EXIF orientation is applied, colours are converted to the network's channels and transparency is
@@ -75,11 +82,12 @@ def native_format(data: bytes) -> ImageFormat:
     return ImageFormat(shape=(channels, width, height) if turned else (channels, height, width))
 
 
-def _decode(data: bytes, image_format: ImageFormat, max_pixels: int) -> UInt8[Tensor, "c h w"]:
+def _decode(data: bytes, image_format: ImageFormat, max_pixels: int) -> UInt8[np.ndarray, "c h w"]:
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _check_header(image, image_format, max_pixels)
         image.load()
-        return _to_tensor(_fit(ImageOps.exif_transpose(image), image_format), image_format)
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_array(_fit(image, image_format), image_format)
 
 
 def _check_header(image: Image.Image, image_format: ImageFormat, max_pixels: int) -> None:
@@ -108,7 +116,9 @@ def _wrong_size(image: Image.Image, image_format: ImageFormat) -> ImageSizeError
     )
 
 
-def _to_tensor(image: Image.Image, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:
+def _to_array(image: Image.Image, image_format: ImageFormat) -> UInt8[np.ndarray, "c h w"]:
     channels, height, width = image_format.shape
-    pixels = np.array(image.convert(image_format.mode), dtype=np.uint8)
-    return torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous()
+    if image.mode != image_format.mode:  # else it would be copied
+        image = image.convert(image_format.mode)
+    pixels = np.frombuffer(bytearray(image.tobytes()), dtype=np.uint8).reshape(height, width, channels)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))

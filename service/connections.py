@@ -2,7 +2,8 @@
 
 A head must arrive in time and within its size. A body must arrive in time, and what frames it (chunk sizes,
 trailers) may take no more than a head and the body itself. A full house closes the connection that has been idle
-longest, so that nobody keeps others out by doing nothing. A peer that does not read its answer is cut off.
+longest, so that nobody keeps others out by doing nothing. A peer that does not read its answer is cut off. What can
+only be refused is refused here, and its body thrown away as it comes.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
+from service.headers import Header
 from service.joined_writes import JoinedWrites
 
 MAX_HEADERS = 100
@@ -24,12 +26,16 @@ MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
 
 @dataclass(kw_only=True)
 class House:
-    """What the connections of one server share. `idle` holds, oldest first, those without a request."""
+    """What the connections of one server share. `idle` holds, oldest first, those without a request.
+
+    refusal: of method, target and headers the answer, if all that can be said is no.
+    """
 
     max_connections: int
     max_head_bytes: int
     head_timeout_seconds: float
     body_timeout_seconds: float
+    refusal: Callable[[bytes, bytes, list[Header]], bytes | None]
     on_refusal: Callable[[str], None]
     on_connection: Callable[[], None]
     idle: dict["Connection", None] = field(default_factory=dict)
@@ -57,6 +63,7 @@ class Connection(HttpToolsProtocol):
         self._due = math.inf
         self._unread_bytes = 0
         self._refusal = MALFORMED
+        self._refused = False  # this message is answered already
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -98,16 +105,23 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         self._house.idle.pop(self, None)
         self._await_client(self._house.body_timeout_seconds)
-        super().on_headers_complete()
+        if not self._refuse():
+            super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         self._surplus_bytes -= 2 * len(body)
-        super().on_body(body)
+        if not self._refused:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._in_message = False
         self._due = math.inf
-        super().on_message_complete()
+        if not self._refused:
+            return super().on_message_complete()
+        self._refused = False
+        self.on_response_complete()
+        if not self.parser.should_keep_alive():
+            self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -124,7 +138,7 @@ class Connection(HttpToolsProtocol):
         """Answer what the parser refuses, unless an earlier request's answer is still due in its place."""
         status, code, detail = self._refusal
         self._house.on_refusal(code)
-        if self._owes_an_answer():
+        if self._refused or self._owes_an_answer():
             return self.transport.close()
         body = to_json(
             {
@@ -138,6 +152,21 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head % len(body) + body)
         self.transport.close()
+
+    def _refuse(self) -> bool:
+        """Whether all that can be said to this request is said."""
+        if self._has_unanswered() or self.expect_100_continue:
+            return False
+        answer = self._house.refusal(self.parser.get_method(), self.url, self.headers)
+        self._refused = answer is not None
+        if answer is not None:
+            status_line, _, rest = answer.partition(b"\r\n")
+            own = b"".join(b"\r\n%b: %b" % header for header in self.server_state.default_headers)
+            self.transport.write(status_line + own + b"\r\n" + rest)
+        return self._refused
+
+    def _has_unanswered(self) -> bool:
+        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
     def _head_is_too_large(self) -> bool:
         limit = self._house.max_head_bytes

@@ -14,7 +14,7 @@ from pydantic import FailFast, Strict, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from model.errors import ImageError
-from model.images import ImageFormat, decode_image
+from model.images import ImageFormat, decode_pixels
 from service.errors import FieldFault, InvalidInputError, MalformedBodyError
 from service.judgements import Floats
 
@@ -96,7 +96,7 @@ def _gather(named: Iterable[tuple[str, Raw]], decode: Callable[[Raw], Floats]) -
 
 
 def _from_file(data: bytes, limits: Limits) -> Floats:
-    pixels = decode_image(data, limits.image_format, max_pixels=limits.max_pixels).numpy()
+    pixels = decode_pixels(data, limits.image_format, max_pixels=limits.max_pixels)
     image: Floats = np.divide(pixels, 255, dtype=np.float32)
     return image
 

@@ -128,9 +128,9 @@ class Engine:
         """Images that wait for a device."""
         return self._batcher.depth
 
-    def check_room(self) -> None:
-        """Raises OverloadedError, NotReadyError where not even one image more would be taken."""
-        self._batcher.check_room()
+    def check_room(self, count: int = 1) -> None:
+        """Raises OverloadedError, NotReadyError where so many images more would not be taken."""
+        self._batcher.check_room(count)
 
     async def prepare(self, work: Callable[[], Prepared]) -> Prepared:
         """Run decoding on the pool. Raises OverloadedError where too much waits for it."""

@@ -16,13 +16,17 @@ class Flight:
 
     def enter(self, caller: str) -> None:
         """Raises OverloadedError, TooManyRequestsError."""
-        if self.num_requests >= self._max_requests:
-            raise OverloadedError(f"{self.num_requests} requests are in flight, the limit")
+        self.check_room()
         own = self._by_caller.get(caller, 0)
         if own >= self._max_requests_per_caller:
             raise TooManyRequestsError(f"{own} requests of this caller are in flight, the limit")
         self._by_caller[caller] = own + 1
         self.num_requests += 1
+
+    def check_room(self, count: int = 1) -> None:
+        """Raises OverloadedError where so many requests more would not be let in, whoever's they are."""
+        if self.num_requests + count > self._max_requests:
+            raise OverloadedError(f"{self.num_requests} requests are in flight, the limit")
 
     def leave(self, caller: str, num_bytes: int) -> None:
         self.num_requests -= 1

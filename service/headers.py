@@ -1,11 +1,23 @@
-"""Reading what callers say of themselves, over HTTP or gRPC."""
+"""What callers say of themselves, over HTTP or gRPC, and what every answer over HTTP says."""
 
 import os
 import re
 
 from starlette.types import Scope
 
+Header = tuple[bytes, bytes]
 SANE_ID = re.compile(rb"(?!lgm_)[A-Za-z0-9._-]{1,64}")  # never an API key: ids are logged
+
+SECURITY_HEADERS: list[Header] = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
+CONTENT_POLICY = b"content-security-policy"
+NO_CONTENT_POLICY: Header = (CONTENT_POLICY, b"default-src 'none'; frame-ancestors 'none'")
+STRICT_TRANSPORT: Header = (b"strict-transport-security", b"max-age=31536000")
 
 
 def header_of(scope: Scope, name: bytes) -> bytes:

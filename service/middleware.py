@@ -9,25 +9,22 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, FieldFault
-from service.headers import header_of, request_id_of
+from service.headers import (
+    CONTENT_POLICY,
+    NO_CONTENT_POLICY,
+    SECURITY_HEADERS,
+    STRICT_TRANSPORT,
+    Header,
+    header_of,
+    request_id_of,
+)
 from service.problems import CLIENT_CLOSED_REQUEST, internal_error
 from service.runtime import Runtime
 
 logger = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
-Header = tuple[bytes, bytes]
 
 OVERLOADED = 503
-SECURITY_HEADERS = [
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-    (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cache-control", b"no-store"),
-]
-CONTENT_POLICY = b"content-security-policy"
-NO_CONTENT_POLICY = (CONTENT_POLICY, b"default-src 'none'; frame-ancestors 'none'")
-STRICT_TRANSPORT = (b"strict-transport-security", b"max-age=31536000")
 
 
 class RequestIdentity:
@@ -66,29 +63,11 @@ class _Outcome:
     status: int | None = None
 
 
-class Refusals:
-    """Lines of requests refused with 503: one a second, since writing thousands would itself be the overload."""
-
-    def __init__(self) -> None:
-        self._next_line, self._num_unwritten = 0.0, 0
-
-    def worth_a_line(self) -> bool:
-        now = time.monotonic()
-        if now < self._next_line:
-            self._num_unwritten += 1
-            return False
-        if self._num_unwritten:
-            logger.info("%d more requests were refused with 503 since the last such line", self._num_unwritten)
-        self._next_line, self._num_unwritten = now + 1, 0
-        return True
-
-
 class Observation:
     """Counts and times each request under its route's template, writes its log line, hides what failed."""
 
     def __init__(self, app: ASGIApp, runtime: Runtime):
         self._app, self._runtime = app, runtime
-        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -136,7 +115,7 @@ class Observation:
 
     def _worth_a_line(self, status: int) -> bool:
         if status == OVERLOADED:
-            return self._refusals.worth_a_line()
+            return self._runtime.refusals.worth_a_line()
         return status >= 400 or random.random() < self._runtime.settings.access_log_share
 
 

@@ -83,16 +83,23 @@ def problem(
     faults: Iterable[FieldFault] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
-    body = {
-        "type": f"urn:lgm-guard:problem:{code}",
-        "title": "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase,
-        "status": status,
-        "detail": detail,
-        "error": detail,
-        "errors": [{"field": fault.field, "detail": fault.detail} for fault in faults],
-        "request_id": scope["state"]["request_id"],
-    }
-    return Response(to_json(body), status, headers, MEDIA_TYPE)
+    body = problem_body(status, detail, code=code, faults=faults, request_id=scope["state"]["request_id"])
+    return Response(body, status, headers, MEDIA_TYPE)
+
+
+def problem_body(status: int, detail: str, *, code: str, request_id: str, faults: Iterable[FieldFault] = ()) -> bytes:
+    """RFC 9457's members, `error` for clients of the Open Inference Protocol, and which fields are at fault."""
+    return to_json(
+        {
+            "type": f"urn:lgm-guard:problem:{code}",
+            "title": "Client Closed Request" if status == CLIENT_CLOSED_REQUEST else HTTPStatus(status).phrase,
+            "status": status,
+            "detail": detail,
+            "error": detail,
+            "errors": [{"field": fault.field, "detail": fault.detail} for fault in faults],
+            "request_id": request_id,
+        }
+    )
 
 
 def _on_http_error(request: Request, error: Exception) -> Response:

@@ -13,6 +13,7 @@ from service.monitoring.monitor import Monitor
 from service.monitoring.pulse import Pulse
 from service.monitoring.traffic import Traffic
 from service.rate_limit import RateLimiter, limiter_of
+from service.refusals import Refusals
 from service.registry import Registry
 from service.settings import Settings
 from service.tracing import Spans, spans_of
@@ -25,6 +26,7 @@ class Runtime:
     settings: Settings
     metrics: Metrics = field(default_factory=Metrics)
     traffic: Traffic = field(default_factory=Traffic)
+    refusals: Refusals = field(default_factory=Refusals)
     registry: Registry = field(init=False)
     pulse: Pulse = field(init=False)
     access: Access = field(init=False)

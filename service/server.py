@@ -40,7 +40,7 @@ def serve(settings: Settings) -> None:
         check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
         app = create_app(settings, runtime=runtime)
-        transport = transport_options(settings, runtime.metrics)
+        transport = transport_options(runtime)
         config = uvicorn.Config(
             app,
             log_config=None,

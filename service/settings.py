@@ -131,7 +131,7 @@ class Settings(BaseSettings):
         default=512 * MEBIBYTE, ge=1024, description="Most bytes that the bodies in flight hold together, else 503."
     )
     max_connections: int = Field(
-        default=1000, ge=1, le=1_000_000, description="Most connections; beyond, the longest idle one is closed."
+        default=3000, ge=1, le=1_000_000, description="Most connections; beyond, the longest idle one is closed."
     )
     max_head_bytes: int = Field(
         default=32 * 1024, ge=1024, le=MEBIBYTE, description="Most bytes of a request's line and headers."

@@ -7,15 +7,16 @@ from typing import Any
 
 from service.connections import Connection, House
 from service.errors import SettingsError
-from service.metrics import Metrics
-from service.settings import Settings
+from service.runtime import Runtime
+from service.shedding import Shedding
 from service.tls import Certificate, certificate_of
 
 OTHER_FILES = 128  # the bundle, the log, pipes to workers, the listening sockets
 
 
-def transport_options(settings: Settings, metrics: Metrics) -> dict[str, Any]:
+def transport_options(runtime: Runtime) -> dict[str, Any]:
     """Arguments of uvicorn.Config. Raises SettingsError."""
+    settings, metrics = runtime.settings, runtime.metrics
     certificate = certificate_of(settings)
     _allow_open_files(settings.max_connections + OTHER_FILES)
     house = House(
@@ -24,6 +25,7 @@ def transport_options(settings: Settings, metrics: Metrics) -> dict[str, Any]:
         head_timeout_seconds=settings.head_timeout_seconds,
         # A little more than the app gives, whose answer says what was wrong.
         body_timeout_seconds=settings.request_timeout_seconds + 1,
+        refusal=Shedding(runtime, over_tls=certificate is not None).refusal,
         on_refusal=lambda code: metrics.rejected.labels(code).inc(),
         on_connection=_nothing if certificate is None else certificate.renew,
     )

@@ -80,7 +80,7 @@ SUITES = {
         ),
         Suite(
             name="cifar10",
-            config="cifar10-short",
+            config="cifar10-early",
             data="image-folder",
             eps="2/255,4/255,8/255",
             foreign="noise",

@@ -115,6 +115,7 @@ async def measure_connections(console: Console) -> None:
         max_head_bytes=32768,
         head_timeout_seconds=10,
         body_timeout_seconds=31,
+        refusal=lambda method, target, headers: None,
         on_refusal=lambda code: None,
         on_connection=lambda: None,
     )

@@ -246,7 +246,8 @@ def test_a_schedule_is_kept_its_answers_told_apart_and_all_bodies_sent(images: t
         url = f"http://127.0.0.1:{server.server_port}"
         found = wrk.run(url, tmp_path / "plan", connections=4, seconds=2, rate=50)
         server.shutdown()
-    assert 60 <= found.requests <= 101  # 100 are due; a slow machine may be late
+    due = 50 * found.seconds
+    assert 0.6 * due <= found.requests <= due + 1  # a slow machine may be late, none is early
     assert found.ok + found.refused == found.requests
     assert abs(found.ok - found.refused) <= 5  # up to four answers are still under way
     assert found.failed == found.socket_errors == 0

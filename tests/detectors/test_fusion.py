@@ -1,4 +1,4 @@
-"""Surprises and their sum: against the survival functions they estimate, and the properties a verdict needs."""
+"""Surprises and what they come to together: against the survival functions they estimate, and the properties a verdict needs."""
 
 import math
 
@@ -94,7 +94,7 @@ def test_a_score_that_is_not_a_number_is_endlessly_surprising() -> None:
     assert float(of(one_class(drawn(100)), torch.tensor([math.nan]))) == math.inf
 
 
-def test_the_fused_score_is_the_sum_and_ignores_detectors_beside_it() -> None:
+def test_the_fused_score_is_of_the_harmonic_mean_and_ignores_detectors_beside_it() -> None:
     clean = {"a": drawn(600), "b": 3 * drawn(600, seed=1)}
     classes = torch.arange(2).repeat(300)
     first, second = (Surprise.fit(of, classes, 2) for of in clean.values())
@@ -102,13 +102,17 @@ def test_the_fused_score_is_the_sum_and_ignores_detectors_beside_it() -> None:
     assert fused.names == ("a", "b")
     scores = {"b": torch.tensor([2.0, 0.2]), "a": torch.tensor([0.1, 5.0]), "beside": torch.tensor([9.0, 9.0])}
     class_index = torch.tensor([1, 0])
-    expected = first(scores["a"], class_index) + second(scores["b"], class_index)
+    p_values = (torch.exp(-first(scores["a"], class_index)), torch.exp(-second(scores["b"], class_index)))
+    expected = -torch.log(1 / (1 / p_values[0] + 1 / p_values[1]))
     assert torch.allclose(fused(scores, class_index), expected)
 
 
-def test_two_weak_alarms_outweigh_one() -> None:
-    clean = {"a": drawn(2_000), "b": drawn(2_000, seed=1)}
+def test_one_loud_alarm_is_hardly_quieter_for_the_calm_of_the_others_and_two_are_louder() -> None:
+    clean = {name: drawn(2_000, seed=seed) for seed, name in enumerate("abcd")}
     fused = Fusion.fit(clean, torch.zeros(2_000, dtype=torch.long), 1)
-    scores = {"a": torch.tensor([4.0, 4.0]), "b": torch.tensor([4.0, 0.5])}
-    both, one = fused(scores, torch.zeros(2, dtype=torch.long))
-    assert both > one + 2
+    scores = {name: torch.tensor([0.5, 0.0, 0.5]) for name in "abcd"}
+    scores["a"] = torch.tensor([6.0, 6.0, 6.0])
+    scores["b"][2] = 6.0
+    among_middling, among_calm, two = fused(scores, torch.zeros(3, dtype=torch.long))
+    assert among_calm <= among_middling < among_calm + 0.1
+    assert two > among_middling + 0.5

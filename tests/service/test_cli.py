@@ -148,7 +148,7 @@ def test_more_connections_than_files_may_be_open(digits_bundle):
     command = f"ulimit -n 500; exec {lgm} serve --port 0 --threads 1 --bundle {digits_bundle}"
     finished = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert finished.returncode == 2
-    assert "error: max_connections: needs 1128 open files; this process may have 500" in finished.stderr
+    assert "error: max_connections: needs 3128 open files; this process may have 500" in finished.stderr
 
 
 def test_errors_of_every_command_are_one_line():

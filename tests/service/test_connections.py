@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from typing import Any
 
 import pytest
 import uvicorn
@@ -61,7 +62,7 @@ class Site:
 
 
 @asynccontextmanager
-async def running(**limits: float) -> AsyncIterator[Site]:
+async def running(**limits: Any) -> AsyncIterator[Site]:
     refused: Counter[str] = Counter()
     house = House(
         **{
@@ -69,6 +70,7 @@ async def running(**limits: float) -> AsyncIterator[Site]:
             "max_head_bytes": 2048,
             "head_timeout_seconds": NEVER,
             "body_timeout_seconds": NEVER,
+            "refusal": lambda method, target, headers: None,
             "on_refusal": lambda code: refused.update([code]),
             "on_connection": lambda: None,
             **limits,
@@ -105,7 +107,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def run(scenario: Callable[[Site], Awaitable[None]], **limits: float) -> None:
+def run(scenario: Callable[[Site], Awaitable[None]], **limits: Any) -> None:
     async def inside() -> None:
         async with running(**limits) as site:
             await scenario(site)
@@ -347,3 +349,65 @@ def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request():
         assert await site.ask(POST + b"content-length: 1\r\n\r\na" + b"garbage\r\n\r\n") == b""
 
     run(scenario)
+
+
+NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
+
+
+def only_posts(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+    return NO if method == b"POST" else None
+
+
+def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_goes_on():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(POST + b"content-length: 100000\r\n\r\n" + b"x" * 1000)
+        assert await reader.readuntil(b"no") == NO  # before the body is there
+        assert not site.house.idle
+        writer.write(b"x" * 99_000 + POST + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n" + GET)
+        assert await reader.readuntil(b"no") == NO
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
+        await until(lambda: len(site.house.idle) == 1)
+
+    run(scenario, refusal=only_posts)
+
+
+def test_a_refused_request_closes_where_it_asked_to():
+    async def scenario(site: Site) -> None:
+        answer = await site.ask(POST + b"connection: close\r\ncontent-length: 3\r\n\r\nabc" + GET)
+        assert answer == NO
+
+    run(scenario, refusal=only_posts)
+
+
+def test_a_refusal_never_overtakes_an_answer_that_is_due():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(GET + POST + b"content-length: 3\r\n\r\nabc")
+        first = await reader.readuntil(b"}")
+        assert first.endswith(b'{"path": "/path", "body": 0}')
+        assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')  # pipelined: the application decides
+
+    run(scenario, refusal=only_posts)
+
+
+def test_a_refused_body_must_come_in_time_and_well_framed():
+    async def scenario(site: Site) -> None:
+        slow, malformed = await site.connect(), await site.connect()
+        slow[1].write(POST + b"content-length: 5\r\n\r\nab")
+        malformed[1].write(POST + b"transfer-encoding: chunked\r\n\r\nzz\r\n")
+        assert await read_to_end(slow[0]) == NO
+        assert await read_to_end(malformed[0]) == NO  # its one answer is out
+
+    run(scenario, refusal=only_posts, head_timeout_seconds=0.05, body_timeout_seconds=0.05)
+
+
+def test_who_waits_to_be_told_to_send_is_answered_by_the_application():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+        writer.write(b"abc")
+        assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')
+
+    run(scenario, refusal=only_posts)

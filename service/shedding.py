@@ -1,0 +1,85 @@
+"""Overload said at the door: a 503 before the request becomes one of the application's.
+
+Under several times the load that can be served, most of what the process does is refuse. Through the application a
+refusal costs what a good part of an answer costs; here it is a few look-ups and one write, and the processors are
+left to those who are served. Whoever is overloaded says so before it looks at keys.
+"""
+
+import asyncio
+import logging
+
+from service.engine import Engine
+from service.errors import NotReadyError, OverloadedError, UnknownModelError
+from service.headers import NO_CONTENT_POLICY, SECURITY_HEADERS, STRICT_TRANSPORT, Header, request_id_of
+from service.problems import MEDIA_TYPE, problem_body
+from service.runtime import Runtime
+
+logger = logging.getLogger("service.access")
+
+PREDICT = "/v1/predict"
+INFER = "/v2/models/{name}/infer"
+INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
+HEAD = "HTTP/1.1 503 Service Unavailable\r\n" + f"content-type: {MEDIA_TYPE}\r\n"
+
+
+class Shedding:
+    """Knows the routes that judge images; all others, and all errors, are the application's.
+
+    Many requests arrive in one turn of the event loop, and none takes its place before the next: those that were let
+    pass in this turn count as if they had.
+    """
+
+    def __init__(self, runtime: Runtime, *, over_tls: bool):
+        self._runtime = runtime
+        self._passed = 0
+        headers = [*SECURITY_HEADERS, NO_CONTENT_POLICY, *([STRICT_TRANSPORT] if over_tls else [])]
+        self._head = HEAD.encode() + b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+
+    def refusal(self, method: bytes, target: bytes, headers: list[Header]) -> bytes | None:
+        """The whole answer, where the application could only refuse; None where it is to decide."""
+        if method != b"POST" or self._runtime.draining:
+            return None
+        try:
+            route, engine = self._find(target.partition(b"?")[0].decode())
+            engine.check_room(1 + self._passed)
+            self._runtime.flight.check_room(1 + self._passed)
+        except OverloadedError as error:
+            return self._answer(route, error, headers)
+        except (LookupError, ValueError, UnknownModelError, NotReadyError):
+            return None
+        self._let_pass()
+        return None
+
+    def _let_pass(self) -> None:
+        if not self._passed:
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._forget_passed)  # after the first steps of all that pass now
+        self._passed += 1
+
+    def _forget_passed(self) -> None:
+        self._passed = 0
+
+    def _find(self, path: str) -> tuple[str, Engine]:
+        """Raises LookupError for any other route."""
+        if path == PREDICT:
+            return PREDICT, self._runtime.engine_for()
+        match path.split("/"):
+            case ["", "v2", "models", name, "infer"]:
+                return INFER, self._runtime.engine_for(name)
+            case ["", "v2", "models", name, "versions", version, "infer"]:
+                return INFER_VERSION, self._runtime.engine_for(name, version)
+        raise LookupError(path)
+
+    def _answer(self, route: str, error: OverloadedError, headers: list[Header]) -> bytes:
+        request_id = request_id_of(next((value for name, value in headers if name == b"x-request-id"), b""))
+        body = problem_body(503, str(error), code=error.code, request_id=request_id.decode())
+        self._record(route, error, request_id)
+        own = b"retry-after: %d\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n"
+        return self._head + own % (error.retry_after_seconds, request_id, len(body)) + body
+
+    def _record(self, route: str, error: OverloadedError, request_id: bytes) -> None:
+        self._runtime.metrics.rejected.labels(error.code).inc()
+        self._runtime.request_answered(route, 503, 0.0)
+        if self._runtime.refusals.worth_a_line():
+            extra = {"request_id": request_id.decode(), "method": "POST", "route": route, "status": 503}
+            logger.info("POST %s 503 at the door", route, extra=extra)
