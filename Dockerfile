@@ -14,7 +14,8 @@ RUN python -m venv /opt/lgm \
     && /opt/lgm/bin/pip uninstall --yes pip
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin lgm
+RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin lgm \
+    && install --directory --owner=10001 --group=lgm --mode=0700 /var/lib/lgm-guard
 COPY --from=build /opt/lgm /opt/lgm
 ENV PATH=/opt/lgm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

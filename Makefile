@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install serve test test-slow check format bench outcome outcome-quick proto lock clean
+.PHONY: install serve test test-slow check secrets dashboards format bench outcome outcome-quick proto lock clean
 
 install: $(VENV)/.installed
 
@@ -28,8 +28,22 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/yamllint --strict docker-compose.yml
+	$(BIN)/yamllint --strict docker-compose.yml deploy
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules deploy/prometheus/rules_test.yml
+
+# Passwords for docker compose, made once; readable by you alone.
+secrets: .env
+
+.env:
+	umask 077 && $(PYTHON) -c 'import secrets; \
+		[print(f"{name}={secrets.token_hex(24)}") for name in ("POSTGRES_PASSWORD", "GRAFANA_PASSWORD")]' > $@
+
+# Grafana's, from deploy/grafana/build.py.
+dashboards: install
+	$(BIN)/python deploy/grafana/build.py
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -79,7 +79,7 @@ class Shedding:
 
     def _record(self, route: str, error: OverloadedError, request_id: bytes) -> None:
         self._runtime.metrics.rejected.labels(error.code).inc()
-        self._runtime.metrics.request_answered(route, 503, 0.0)
+        self._runtime.request_answered(route, 503, 0.0)
         if self._runtime.refusals.worth_a_line():
             extra = {"request_id": request_id.decode(), "method": "POST", "route": route, "status": 503}
             logger.info("POST %s 503 at the door", route, extra=extra)

@@ -23,7 +23,7 @@ class Pulse:
 
     def __init__(self, monitor: Monitor, *, is_ready: Callable[[], bool]):
         self._monitor, self._is_ready = monitor, is_ready
-        self._snapshot, self._made = b"", -IDLE_SECONDS
+        self._snapshot, self._event, self._made = b"", b"", -IDLE_SECONDS
         self._making = asyncio.Lock()
         self._next: asyncio.Future[bytes | None] | None = None
         self._num_listeners = 0
@@ -51,6 +51,7 @@ class Pulse:
             if time.monotonic() - self._made >= BEAT_SECONDS:
                 snapshot = await self._monitor.snapshot(ready=self._is_ready())
                 self._snapshot, self._made = snapshot.model_dump_json().encode(), time.monotonic()
+                self._event = b"event: snapshot\ndata: " + self._snapshot + b"\n\n"
             return self._snapshot
 
     def check_room(self) -> None:
@@ -65,12 +66,16 @@ class Pulse:
         self._num_listeners += 1
         self._wanted.set()
         try:
-            yield _event(await self.latest())
+            await self.latest()
+            seen = self._event
+            yield seen
             while not self._ended:
                 beat = await self._await_beat()
-                if beat is None and self._ended:
-                    return
-                yield HEARTBEAT if beat is None else beat
+                if beat is None and not self._ended:
+                    yield HEARTBEAT
+                elif beat is not None and beat is not seen:  # the first may have been made for this very beat
+                    seen = beat
+                    yield beat
         finally:
             self._num_listeners -= 1
 
@@ -84,7 +89,8 @@ class Pulse:
     async def _beat(self) -> None:
         while True:
             try:
-                self._announce(_event(await self.latest()))
+                await self.latest()
+                self._announce(self._event)
             except Exception:
                 logger.exception("no snapshot could be made")
             await self._rest()
@@ -102,7 +108,3 @@ class Pulse:
         waited_for, self._next = self._next, None
         if waited_for is not None and not waited_for.done():
             waited_for.set_result(beat)
-
-
-def _event(snapshot: bytes) -> bytes:
-    return b"event: snapshot\ndata: " + snapshot + b"\n\n"

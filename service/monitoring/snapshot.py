@@ -136,7 +136,7 @@ class Traffic(Told):
     refusals: list[Count] = Field(description="429 and 503: too much at once, or not ready.")
     images: list[Count]
     flagged: list[Count]
-    latency_p50_seconds: list[float | None] = Field(description="Of requests, from a histogram.")
+    latency_p50_seconds: list[float | None] = Field(description="Of requests not refused, from a histogram.")
     latency_p95_seconds: list[float | None]
     latency_p99_seconds: list[float | None]
     batch_size: list[float | None] = Field(description="Images in a batch, the mean.")

@@ -94,8 +94,10 @@ class Traffic:
         if not pending:
             return
         bucket = self._bucket()
-        bucket[STATUSES] += np.bincount([status_class(status) for status, _ in pending], minlength=4)
-        places = np.searchsorted(LATENCY_BOUNDS, [seconds for _, seconds in pending])
+        statuses = np.array([status_class(status) for status, _ in pending])
+        seconds = np.array([seconds for _, seconds in pending])[statuses != REFUSED]  # refusing takes none
+        bucket[STATUSES] += np.bincount(statuses, minlength=4)
+        places = np.searchsorted(LATENCY_BOUNDS, seconds)
         bucket[LATENCIES] += np.bincount(places, minlength=len(LATENCY_BOUNDS) + 1)
 
 

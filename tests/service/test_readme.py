@@ -3,15 +3,19 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from detectors import SHIPPED_BUNDLE
+from detectors.bundle import load_manifest
 from service import errors
 from service.cli import app
 from service.key_file import read_keys
 from service.metrics import Metrics
 from service.problems import STATUSES
 from service.settings import Settings
+from tests.service.monitoring.simulated import Source
 
 README = (Path(errors.__file__).parent / "README.md").read_text(encoding="utf-8")
 
@@ -36,6 +40,8 @@ def test_the_settings_are_all_there_with_their_defaults():
 def test_the_metrics_are_all_there_with_their_labels():
     metrics = Metrics()
     metrics.models_active([("name", "version")])
+    metrics.calibrated([load_manifest(SHIPPED_BUNDLE)])
+    metrics.class_images.observe(("label",), Source.calibrated([9]).batch(np.zeros(1, np.int64)))
     metrics.default_model(false_alarm_rate=0.01, detectors=["likelihood"])
     metrics.request_answered("route", 200, 1.0)
     metrics.rejected.labels("reason").inc()

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from service.monitoring.baseline import _flagged_gaps, _gaps, bins_of
-from service.monitoring.drift import DriftWatch, threshold
+from service.monitoring.drift import FALSE_ALARMS_A_DAY, DriftWatch, threshold
 from service.monitoring.evidence import Family, flagged_family, log_e_values, shape_family
 from service.monitoring.snapshot import NUM_P_VALUE_BINS
 
@@ -149,3 +149,27 @@ def test_without_images_no_alarm_stands():
     watch = DriftWatch(flagged_family(torch.tensor([[7.0, 693.0]], dtype=torch.float64), 0.01), threshold=15.0)
     assert watch.look(np.array([0.0]), np.array([[[50.0, 0.0]]]))
     assert watch.look(np.array([]), np.zeros((0, 1, 2))) == []
+
+
+# Three questions, ten classes and all together, a day's minutes.
+A_DAY_S_LEVEL = threshold(3 * 11 * 1440, false_alarms=FALSE_ALARMS_A_DAY)
+
+
+@pytest.mark.parametrize(
+    ("num_clean", "num_images", "share", "alarm"),
+    [
+        (700, 4, 1.0, False),
+        (700, 5, 1.0, True),
+        (700, 800, 0.06, False),
+        (700, 1200, 0.06, True),
+        (700, 100_000, 0.03, False),
+        (7000, 1000, 0.03, False),
+        (7000, 2500, 0.03, True),
+    ],
+)
+def test_an_alarm_takes_as_many_images_as_the_readme_says(num_clean, num_images, share, alarm):
+    gaps = torch.tensor([[num_clean / 100, num_clean * 0.99]], dtype=torch.float64)
+    num_flagged = num_images * share
+    counts = torch.tensor([[[num_flagged, num_images - num_flagged]]], dtype=torch.float64)
+    evidence = log_e_values(flagged_family(gaps, 0.01).log_ratios(counts))[0, 0].item()
+    assert (evidence >= A_DAY_S_LEVEL) == alarm

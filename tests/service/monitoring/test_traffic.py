@@ -21,6 +21,7 @@ def test_requests_and_images_lie_in_the_bucket_of_their_time():
     current, buckets = traffic.buckets()
     assert current == 122
     assert buckets[:, columns.STATUSES].tolist() == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 1]]
+    assert buckets[:, columns.LATENCIES].sum(1).tolist() == [1, 0, 1]  # a refusal has none
     assert buckets[:, columns.IMAGES].tolist() == [8, 0, 0]
     assert buckets[:, columns.FLAGGED].tolist() == [batch.flagged.sum(), 0, 0]
     assert buckets[:, columns.WAITING].tolist() == [13, 0, 0]
