@@ -115,15 +115,23 @@ def _checked(address: str) -> URL:
 
 
 def _engine_for(url: URL) -> Engine:
-    if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
     try:
-        return create_engine(url, connect_args=POSTGRESQL_ARGUMENTS, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
-    except (ImportError, NoSuchModuleError) as error:
+        return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql_engine(url)
+    except NoSuchModuleError:
+        raise SettingsError(f"quarantine_database: there is no driver {url.drivername}") from None
+    except ImportError as error:
         raise SettingsError(f"quarantine_database: {error}; pip install 'lgm-guard[postgresql]'") from None
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    return create_engine(url, connect_args=POSTGRESQL_ARGUMENTS, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
 
 
 def _configure_sqlite(connection: Any, record: Any) -> None:

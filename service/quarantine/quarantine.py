@@ -110,7 +110,7 @@ class Quarantine:
         """How many of the chosen items are in each state."""
         query = select(items.c.state, func.count()).where(*conditions(chosen)).group_by(items.c.state)
         with self._database.reading() as connection:
-            found = {State(state): count for state, count in connection.execute(query).tuples()}
+            found = {State(state): count for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in State}
 
     def close(self) -> None:
