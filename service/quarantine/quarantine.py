@@ -113,6 +113,12 @@ class Quarantine:
             found = {State(state): count for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in State}
 
+    def last_expired(self) -> str | None:
+        """The newest item, by its id, that expired so far."""
+        query = select(func.max(audit.c.item_id)).where(audit.c.action == "expired")
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar()
+
     def close(self) -> None:
         self._database.close()
 
