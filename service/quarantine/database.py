@@ -94,7 +94,8 @@ class Database:
             return
         with self._lock:
             if not self._current:
-                _make_folder(self._url)
+                if self.dialect == "sqlite":
+                    _make_file(self._url)
                 with self._engine.execution_options(**{WRITES: True}).begin() as connection:
                     _upgrade(connection)
                 self._current = True
@@ -109,6 +110,8 @@ def _checked(address: str) -> URL:
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise SettingsError(f"quarantine_database: {url.get_backend_name()} is not taken; sqlite and postgresql are")
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise SettingsError("quarantine_database: SQLite needs a file, as sqlite:///file")
     if url.drivername == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     return url
@@ -146,15 +149,15 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _make_folder(url: URL) -> None:
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return
-    folder = Path(str(url.database)).parent
+def _make_file(url: URL) -> None:
+    """SQLite's own would be open to every user, and so would what lies beside it, which takes its mode."""
+    path = Path(str(url.database))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
     except OSError as error:
-        logger.warning("the quarantine's folder %s cannot be made: %s", folder, error.strerror)
-        raise QuarantineUnavailableError("the quarantine's folder cannot be made; the log says why") from None
+        logger.warning("the quarantine's database %s cannot be made: %s", path, error.strerror)
+        raise QuarantineUnavailableError("the quarantine's database cannot be made; the log says why") from None
 
 
 def _upgrade(connection: Connection) -> None:

@@ -40,6 +40,21 @@ def test_what_was_kept_comes_back_as_it_was(quarantine, kept):
     assert quarantine.image(item.id).startswith(b"\x89PNG")
 
 
+def test_long_and_odd_labels_are_kept_too(quarantine, kept):
+    item = kept(label="ü'; --" * 100, model_name="m" * 1000)
+    assert quarantine.get(item.id) == item
+    assert quarantine.list(Filter(label="ü'; --")).items == ()
+
+
+def test_no_other_user_of_the_machine_may_read_what_is_kept(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/state/rows.sqlite")
+    keep(database, Store(str(tmp_path / "state" / "files")), [Kept(made_item(noise(1)), write_image(noise(1)))])
+    found = [path for path in (tmp_path / "state").rglob("*")]
+    assert len(found) >= 4
+    assert {path.name: path.stat().st_mode & 0o077 for path in found} == {path.name: 0 for path in found}
+    database.close()
+
+
 def test_scores_without_end_are_kept_too(quarantine, kept):
     evidence = {"likelihood": {"score": float("inf"), "p_value": 0.01}}
     assert quarantine.get(kept(evidence=evidence).id).evidence["likelihood"].score == float("inf")
@@ -248,6 +263,7 @@ def test_a_database_of_a_newer_version_is_left_alone(database, database_address,
         ("nonsense", "not a URL"),
         ("mysql://user:secret@host/name", "mysql is not taken"),
         ("sqlite+nonsense:///x", "quarantine_database"),
+        ("sqlite://", "SQLite needs a file"),
     ],
 )
 def test_other_databases_are_a_wrong_setting(address, said):

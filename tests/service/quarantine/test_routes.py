@@ -187,6 +187,8 @@ WRONG = {
     b'{"state": "good"}': 422,
     b'{"state": "abnormal", "more": 1}': 422,
     b'{"state": "abnormal", "reason": 1}': 422,
+    b'{"state": "abnormal", "reason": "\\u0000"}': 422,
+    b'{"state": "abnormal", "reason": "\\ud800"}': 400,
     b'{"state": "abnormal", "reason": "%s"}' % (b"x" * 2001): 422,
 }
 
@@ -210,6 +212,7 @@ def test_other_reviews_are_refused_and_change_nothing(client, item, body):
         ("since=2030-01-01", "since"),
         ("digest=7", "digest"),
         ("stat=new", "stat"),
+        ("label=%00", "label"),
     ],
 )
 def test_a_wrong_question_is_refused_by_its_field(client, query, field):
