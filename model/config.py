@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, Validat
 from pydantic.dataclasses import dataclass
 
 from model.errors import ConfigurationError
+from model.losses import known
 from model.mixture import Prior, Variance
 from model.schedule import AddUp, Constant, LinearRamp, Schedule, StepUp
 
@@ -111,10 +112,37 @@ ScheduleConfig = Annotated[
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
 class LossConfig:
-    """Margin alpha and likelihood weight lambda: numbers or schedules."""
+    """Which loss (see model/losses/known.py) and its options.
 
+    alpha, lambda: L-GM's margin and likelihood weight, numbers or schedules. The others are rivals' options; None
+    leaves a loss its own default, and what a loss does not have is refused. teacher: a finished checkpoint.
+    """
+
+    name: str = known.DEFAULT
     alpha: ScheduleConfig = 0.1
     lambda_: ScheduleConfig = Field(default=0.1, alias="lambda")
+    margin: NonNegative | None = None
+    second_margin: NonNegative | None = None
+    scale: Positive | None = None
+    temperature: Positive | None = None
+    smoothing: NonNegative | None = None
+    noise: NonNegative | None = None
+    weight: NonNegative | None = None
+    centre_rate: NonNegative | None = None
+    epsilon: Positive | None = None
+    annealing: NonNegative | None = None
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        schedules = {name for name, value in (("alpha", self.alpha), ("lambda", self.lambda_)) if value != 0.1}
+        known.check_options(self.name, schedules | self.options.keys())
+        if self.name == "distillation" and self.teacher is None:
+            raise ConfigurationError("loss.teacher: distillation needs a finished checkpoint to learn from")
+
+    @property
+    def options(self) -> dict[str, float | str]:
+        """The rival's options that were given."""
+        return {name: value for name in known.RIVAL_OPTIONS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
@@ -198,6 +226,13 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
 
+    def __post_init__(self) -> None:
+        if self.adversarial.eps > 0 and self.loss.name in known.RIVALS:
+            raise ConfigurationError(
+                f"adversarial.eps: images are attacked through the Gaussians, which {self.loss.name} has only after "
+                f"training; use one of {', '.join(known.GAUSSIAN)}, or eps = 0"
+            )
+
 
 _adapter = TypeAdapter(Config)
 _data_adapter = TypeAdapter(DataConfig)
@@ -220,8 +255,10 @@ def dump_config(config: Config) -> dict[str, Any]:
     return values
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), *, loss: str | None = None) -> Config:
     """Read a TOML file, then apply overrides like "training.epochs=3" (values as in TOML, or plain words).
+
+    loss: put this one in the place of the file's, see `with_loss`, before the overrides.
 
     Raises ConfigurationError: file missing, not TOML, an override without "=", an unknown key, a value
     out of range.
@@ -232,9 +269,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    if loss is not None:
+        values = with_loss(values, loss)
     for override in overrides:
         _apply(values, override)
     return parse_config(values)
+
+
+def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The tables with another loss: its own defaults but for L-GM's schedules, and a run's name that says so.
+
+    A rival's Gaussians are fitted after training, and unit variances would fit nothing: they become diagonal.
+    """
+    kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in values.get("loss", {})]
+    changed = {**values, "loss": {"name": name, **{option: values["loss"][option] for option in kept}}}
+    if name != known.DEFAULT:
+        changed["name"] = f"{values.get('name')}-{name}"
+    mixture = values.get("mixture", {})
+    if name in known.RIVALS and mixture.get("variance", "unit") == "unit":
+        changed["mixture"] = {**mixture, "variance": "diagonal"}
+    return changed
 
 
 def build_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:

@@ -40,6 +40,7 @@ GAUSSIAN = {
     "gm": "Gaussian mixture: L-GM without margin, alpha = 0 (Wan et al. 2018)",
     "lgm": "large-margin Gaussian mixture (Wan et al. 2018); mixture.variance: unit, isotropic, diagonal",
 }
+GAUSSIAN_OPTIONS = {"gm": ("lambda",), "lgm": ("alpha", "lambda")}
 LOSSES = (*RIVALS, *GAUSSIAN)
 DEFAULT = "lgm"
 
@@ -51,13 +52,14 @@ def title_of(name: str) -> str:
 
 def options_of(name: str) -> dict[str, float | None]:
     """Options that are set under [loss], with their defaults; None: derived, as the loss says, or needed."""
-    if name == "gm":
-        return {"lambda": 0.1}
-    if name == "lgm":
-        return {"alpha": 0.1, "lambda": 0.1}
+    if name in GAUSSIAN:
+        return dict.fromkeys(GAUSSIAN_OPTIONS[name], 0.1)
     parameters = inspect.signature(RIVALS[name].__init__).parameters.values()
     keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     return {found.name: None if found.default is found.empty else found.default for found in keywords}
+
+
+RIVAL_OPTIONS = tuple(dict.fromkeys(option for name in RIVALS for option in options_of(name)))
 
 
 def check_options(name: str, given: set[str]) -> None:
