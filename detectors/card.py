@@ -59,8 +59,8 @@ def _fitted_after(checkpoint: Checkpoint) -> list[str]:
     if checkpoint.config.loss.name not in RIVALS:
         return []
     return [
-        "That loss models no density: class Gaussians were fitted after training, to the training images' features, with",
-        f"{checkpoint.config.mixture.variance} variances. They tell the class, not the loss's own classifier.",
+        "That loss models no density: class Gaussians were fitted after training, to the training images' features,",
+        f"with {checkpoint.config.mixture.variance} variances. They tell the class, not the loss's own classifier.",
     ]
 
 

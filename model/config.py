@@ -33,6 +33,8 @@ class DataConfig:
     name: mnist, fashion-mnist, cifar10, cifar100, digits or image-folder. directory: LGM_DATA_DIR if not given.
     calibration_fraction: share of the training images, per class, kept from training for calibration.
     image_size, num_channels: for image folders; taken from the first image where not given.
+    num_images: train and calibrate on so many of the training images, of each class alike. left_out: names of
+    classes that are taken out of all splits, for verification on classes that were never trained on.
     """
 
     name: Literal["mnist", "fashion-mnist", "cifar10", "cifar100", "digits", "image-folder"]
@@ -42,6 +44,8 @@ class DataConfig:
     split_seed: Seed = 0
     image_size: Annotated[int, Field(ge=8, le=2048, strict=True)] | None = None
     num_channels: Literal[1, 3] | None = None
+    num_images: Count | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
@@ -315,6 +319,14 @@ def _validated(validate: Callable[[Any], _Checked], values: Mapping[str, Any]) -
     except ValidationError as error:
         problems = [f"{_key(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
         raise ConfigurationError("configuration refused: " + "; ".join(problems)) from None
+
+
+def set_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The tables with another value at table.key; what was given is not changed."""
+    table, dot, rest = key.partition(".")
+    if not dot:
+        return {**values, key: value}
+    return {**values, table: set_value(values.get(table, {}), rest, value)}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -73,10 +73,18 @@ def load_splits(config: DataConfig) -> Splits:
     without enough images.
     """
     train, test, resize = _LOADERS[config.name](config)
+    train, test = (_without(images, config.left_out) for images in (train, test))
+    train = _thinned(train, config.num_images, config.split_seed)
     learning, calibration = _part(train, config.calibration_fraction, config.split_seed)
     height, width = train.images.shape[2:]
     image_format = ImageFormat(shape=(train.images.shape[1], height, width), resize=resize)
     return Splits(train=learning, calibration=calibration, test=test, image_format=image_format)
+
+
+def unseen_classes(config: DataConfig) -> ImageSet:
+    """The test images of the classes that are left out of all splits."""
+    _, test, _ = _LOADERS[config.name](config)
+    return _without(test, tuple(name for name in test.class_names if name not in config.left_out))
 
 
 def join(first: ImageSet, second: ImageSet) -> ImageSet:
@@ -111,6 +119,28 @@ def _part(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Image
         held.append(order[:count])
         kept.append(order[count:])
     return images.select(torch.cat(kept).sort().values), images.select(torch.cat(held).sort().values)
+
+
+def _without(images: ImageSet, left_out: tuple[str, ...]) -> ImageSet:
+    """The images of the other classes, which keep their order. Raises DataError for a class that is not there."""
+    for name in left_out:
+        if name not in images.class_names:
+            raise DataError(f"data.left_out: there is no class {name!r}; there are {', '.join(images.class_names)}")
+    kept = [index for index, name in enumerate(images.class_names) if name not in left_out]
+    if not left_out:
+        return images
+    renamed = torch.full((len(images.class_names),), -1)
+    renamed[kept] = torch.arange(len(kept))
+    labels = renamed[images.labels]
+    rows = torch.nonzero(labels >= 0).squeeze(1)
+    names = tuple(images.class_names[index] for index in kept)
+    return ImageSet(images=images.images[rows], labels=labels[rows], class_names=names)
+
+
+def _thinned(images: ImageSet, num_images: int | None, seed: int) -> ImageSet:
+    if num_images is None or num_images >= len(images):
+        return images
+    return _part(images, num_images / len(images), seed)[1]
 
 
 _Loader = Callable[[DataConfig], tuple[ImageSet, ImageSet, bool]]

@@ -30,7 +30,7 @@ from model.criterion import (
     show,
 )
 from model.data import ImageSet, Splits, load_splits, to_unit
-from model.errors import CheckpointError, ConfigurationError
+from model.errors import CheckpointError, ConfigurationError, DivergenceError
 from model.losses.base import RivalLoss
 from model.network import Network
 from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
@@ -173,7 +173,7 @@ def train_epoch(
         report.add(terms, correct, len(labels), alpha=alpha, lambda_=lambda_, learning_rate=rate)
         reporter.step(epoch, step, report)
     if not math.isfinite(report.figures()["loss"]):
-        raise ConfigurationError(
+        raise DivergenceError(
             f"the loss is no longer finite in epoch {epoch + 1}: lower optimizer.learning_rate, "
             "or set optimizer.clip_gradient_norm"
         )
