@@ -110,7 +110,7 @@ def draw_intervals(summary: Summary, figures: Mapping[str, str]) -> str:
                 if found is None:
                     continue
                 colour = COLOURS[1] if variant == summary.reference else COLOURS[0]
-                axis.plot([found.low, found.high], [row, row], color=colour, linewidth=1.4)
+                axis.plot([max(0.0, found.low), min(1.0, found.high)], [row, row], color=colour, linewidth=1.4)
                 axis.plot(found.mean, row, "o", color=colour, markersize=4)
             labels = variants if place % 3 == 0 else [""] * len(variants)
             axis.set_yticks(range(len(variants)), labels, fontsize=7.5)

@@ -33,14 +33,25 @@ MEANINGS = [
         "Kolmogorov and Smirnov's distance of squared Mahalanobis distances from their chi-squared law; 0: the "
         "features are as the Gaussians say",
     ),
-    ("AUROC, TPR", "clean test images against abnormal ones by -log p(x) alone; the threshold of TPR lets 5 % of the "
-     "calibration images through; of attacks, only images count that were right before and wrong after"),
-    ("attacks", "FGSM, BIM and others know the network and go through its Gaussians; they do not know the detector"),
-]  # fmt: skip
+    (
+        "AUROC, TPR",
+        "clean test images against abnormal ones by -log p(x) alone; the threshold of TPR flags 5 % of the "
+        "calibration images; of attacks, only images count that were right before and wrong after",
+    ),
+    (
+        "attacks",
+        "FGSM, BIM and others know the network and go through the loss's own classifier; they do not know p(x)",
+    ),
+]
+PLANES = (
+    "Test images in the plane of their two features, coloured by class; + and ellipses are the means and two "
+    "standard deviations of the class Gaussians; the darker the ground, the higher log p(x), from 30 nats below its "
+    "highest on."
+)
 STATISTICS = (
-    "Means over seeds with 95 % t-intervals. Bold: differs from the reference by a paired t-test over seeds, Holm's "
-    f"correction over variants, p < {SIGNIFICANT}. Ranks: 1 is best; mean ranks that differ by less than the critical "
-    "difference (Nemenyi) cannot be told apart at 5 %."
+    "Means over seeds with 95 % t-intervals. Coloured: differs from the reference by a paired t-test over seeds, "
+    f"Holm's correction over variants, p < {SIGNIFICANT}. Ranks: 1 is best; mean ranks that differ by less than the "
+    "critical difference (Nemenyi) cannot be told apart at 5 %."
 )
 
 
@@ -79,11 +90,9 @@ def _sections(
         yield page.heading(summary.experiment.title)
         if summary.experiment.question:
             yield page.paragraph(summary.experiment.question)
-        yield (
-            page.plot(draw_planes(planes.get(summary.experiment.name, [])), "Feature planes")
-            if planes.get(summary.experiment.name)
-            else ""
-        )
+        if drawn := planes.get(summary.experiment.name):
+            yield page.paragraph(PLANES, "quiet")
+            yield page.plot(draw_planes(drawn), "Feature planes")
         yield from experiment_tables(summary)
         yield from _plots(summary)
     yield page.heading("How it was run")
