@@ -1,4 +1,4 @@
-"""lgm fit, lgm screen, lgm describe, lgm export, lgm evaluate, lgm compare."""
+"""lgm fit, lgm screen, lgm describe, lgm export, lgm evaluate, lgm compare, lgm verify."""
 
 import json
 import shlex
@@ -209,6 +209,16 @@ def compare(context: typer.Context) -> None:
     from detectors.comparison.cli import app as comparison
 
     comparison(args=context.args, prog_name="lgm compare", standalone_mode=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def verify(context: typer.Context) -> None:
+    """Verify pairs of images of classes that were never trained on, as LFW's protocol does."""
+    if find_spec("torchattacks") is None:  # offline only, as evaluate
+        raise ConfigurationError("lgm verify needs the extras of evaluation: pip install 'lgm-guard[train,eval]'")
+    from detectors.comparison.verify_cli import app as verification
+
+    verification(args=context.args, prog_name="lgm verify", standalone_mode=False)
 
 
 def _names(listed: str) -> list[str]:

@@ -6,7 +6,7 @@ suits sets up to a few gigabytes.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,6 +243,11 @@ def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFor
             raise DataError(f"{root / name} holds no image files")
         paths += found
         labels += [index] * len(found)
+    return ImageSet(images=read_images(paths, image_format), labels=torch.tensor(labels), class_names=class_names)
+
+
+def read_images(paths: Sequence[Path], image_format: ImageFormat) -> UInt8[Tensor, "n c h w"]:
+    """Decode files, several at a time. Raises DataError naming the first that cannot be used."""
     images = torch.empty((len(paths), *image_format.shape), dtype=torch.uint8)
 
     def read(row: int) -> None:
@@ -254,7 +259,7 @@ def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFor
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for _ in pool.map(read, range(len(paths))):
             pass
-    return ImageSet(images=images, labels=torch.tensor(labels), class_names=class_names)
+    return images
 
 
 def read_image(path: Path, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:
