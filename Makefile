@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install serve test test-slow check secrets dashboards format bench outcome outcome-quick proto lock clean
+.PHONY: install serve test test-slow check secrets dashboards format bench compare outcome outcome-quick proto lock clean
 
 install: $(VENV)/.installed
 
@@ -53,6 +53,10 @@ bench: install
 	$(BIN)/python -m tests.benchmarks.loss
 	$(BIN)/python -m tests.benchmarks.screening
 	$(BIN)/python -m tests.benchmarks.inference_protocol
+
+# Every loss and question on a tenth of MNIST: meant for an hour on two cores. Goes on where it was interrupted.
+compare: install
+	$(BIN)/lgm compare model/comparisons/quick.toml
 
 # About ten minutes; OPTIONS=--quick takes under three. Needs wrk (apt-get install wrk, brew install wrk) and LGM_DATA_DIR.
 RIVALS ?= .venv-rivals

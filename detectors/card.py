@@ -7,6 +7,7 @@ import torch
 from detectors.fitting import Measured, Rate
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
+from model.losses.known import RIVALS, title_of
 
 
 def write_card(checkpoint: Checkpoint, measured: Measured, *, screener: Screener, commands: Sequence[str]) -> str:
@@ -41,10 +42,25 @@ def _introduction(checkpoint: Checkpoint, screener: Screener) -> list[str]:
     return [
         f"An image classifier with a likelihood: {len(checkpoint.class_names)} classes "
         f"({', '.join(checkpoint.class_names[:20])}{', ...' if len(checkpoint.class_names) > 20 else ''}), images of "
-        f"{width} x {height} pixels with {channels} channel{'s' if channels > 1 else ''}, trained with the "
-        f"L-GM loss on {checkpoint.config.data.name}.",
+        f"{width} x {height} pixels with {channels} channel{'s' if channels > 1 else ''}, trained with "
+        f"{_loss(checkpoint)} on {checkpoint.config.data.name}.",
+        *_fitted_after(checkpoint),
         f"Flags at a promised false-alarm rate of {screener.false_alarm_rate:.2%} for each predicted class.",
         f"The verdict fuses {_listed(screener.fusion.names)}{_beside(screener)}.",
+    ]
+
+
+def _loss(checkpoint: Checkpoint) -> str:
+    name = checkpoint.config.loss.name
+    return "the L-GM loss" if name == "lgm" else f"the loss {name} ({title_of(name).partition(' (')[0]})"
+
+
+def _fitted_after(checkpoint: Checkpoint) -> list[str]:
+    if checkpoint.config.loss.name not in RIVALS:
+        return []
+    return [
+        "That loss models no density: class Gaussians were fitted after training, to the training images' features,",
+        f"with {checkpoint.config.mixture.variance} variances. They tell the class, not the loss's own classifier.",
     ]
 
 

@@ -1,4 +1,4 @@
-"""lgm fit, lgm screen, lgm describe, lgm export, lgm evaluate."""
+"""lgm fit, lgm screen, lgm describe, lgm export, lgm evaluate, lgm compare, lgm verify."""
 
 import json
 import shlex
@@ -199,6 +199,26 @@ def evaluate(context: typer.Context) -> None:
     from detectors.evaluation.cli import app as evaluation
 
     raise typer.Exit(evaluation(args=context.args, prog_name="lgm evaluate", standalone_mode=False) or 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def compare(context: typer.Context) -> None:
+    """Train a network with each of several losses and measure what they are worth."""
+    if find_spec("torchattacks") is None:  # offline only, as evaluate
+        raise ConfigurationError("lgm compare needs torchattacks: pip install 'lgm-guard[train,eval]'")
+    from detectors.comparison.cli import app as comparison
+
+    comparison(args=context.args, prog_name="lgm compare", standalone_mode=False)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []})
+def verify(context: typer.Context) -> None:
+    """Verify pairs of images of classes that were never trained on, as LFW's protocol does."""
+    if find_spec("torchattacks") is None:  # offline only, as evaluate
+        raise ConfigurationError("lgm verify needs the extras of evaluation: pip install 'lgm-guard[train,eval]'")
+    from detectors.comparison.verify_cli import app as verification
+
+    verification(args=context.args, prog_name="lgm verify", standalone_mode=False)
 
 
 def _names(listed: str) -> list[str]:

@@ -1,7 +1,8 @@
 """Backbones: normalised images (n, c, h, w) -> pooled outputs (n, num_outputs).
 
 Names: "small28" and "small32" (our own, for 28 x 28 and 32 x 32), "threshold28" (small28 behind a soft threshold),
-"early32" (for 32 x 32, pooled early: much accuracy for little training), "resnet20" (He et al. 2016, section 4.2),
+"early32" (for 32 x 32, pooled early: much accuracy for little training), "conv13" (thirteen convolutions, as
+of Liu et al. 2016 for CIFAR), "resnet20" (He et al. 2016, section 4.2),
 "torchvision:NAME" and "timm:NAME" (untrained networks of those libraries, last layer removed).
 """
 
@@ -140,6 +141,19 @@ def _small32(num_channels: int, width: int) -> Backbone:
     return Backbone(stages, num_inputs)
 
 
+def _conv13(num_channels: int, width: int) -> Backbone:
+    """One convolution, then three stages of four, the width doubling and the plane halving between them."""
+    stages: list[nn.Module] = [nn.Sequential(*_convolution(num_channels, width))]
+    num_inputs = width
+    for factor in (1, 2, 4):
+        layers: list[nn.Module] = []
+        for _ in range(4):
+            layers += _convolution(num_inputs, factor * width)
+            num_inputs = factor * width
+        stages.append(nn.Sequential(*layers, nn.MaxPool2d(2)))
+    return Backbone(stages, num_inputs)
+
+
 def _resnet20(num_channels: int, width: int) -> Backbone:
     stages: list[nn.Module] = [nn.Sequential(*_convolution(num_channels, width))]
     num_inputs = width
@@ -231,5 +245,6 @@ BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
     "threshold28": _threshold28,
     "small32": _small32,
     "early32": _early32,
+    "conv13": _conv13,
     "resnet20": _resnet20,
 }

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ FILE_NAME = "checkpoint.pt"
 class Checkpoint:
     """All that a run needs to go on, and all that is needed to judge with its network.
 
-    command: what started the run, for whoever wants to repeat it. split_digests: of the train, calibration
-    and test images. trained_images: fingerprints of every image trained on, so that none of them is ever
-    calibrated on. epoch: epochs finished. history: a row of figures per epoch. test_accuracy: a share, once
-    the run is finished.
+    command: what started the run, for whoever wants to repeat it. split_digests: of the train, calibration and test
+    images. trained_images: fingerprints of every image trained on, so that none of them is ever calibrated on.
+    criterion: what a rival loss learned beside the network, empty for L-GM. epoch: epochs finished. history: a row of
+    figures per epoch. test_accuracy: a share, once the run is finished.
     """
 
     config: Config
@@ -40,6 +40,7 @@ class Checkpoint:
     loss_step: int
     history: list[dict[str, float]]
     test_accuracy: float | None = None
+    criterion: dict[str, Any] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -80,6 +81,7 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "loss_step": checkpoint.loss_step,
         "history": checkpoint.history,
         "test_accuracy": checkpoint.test_accuracy,
+        "criterion": checkpoint.criterion,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
@@ -135,4 +137,5 @@ def _parse(values: dict[str, Any]) -> Checkpoint:
         loss_step=values["loss_step"],
         history=values["history"],
         test_accuracy=values["test_accuracy"],
+        criterion=values.get("criterion", {}),  # of a rival loss; checkpoints without are of L-GM
     )

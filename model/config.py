@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, Validat
 from pydantic.dataclasses import dataclass
 
 from model.errors import ConfigurationError
+from model.losses import known
 from model.mixture import Prior, Variance
 from model.schedule import AddUp, Constant, LinearRamp, Schedule, StepUp
 
@@ -32,6 +33,8 @@ class DataConfig:
     name: mnist, fashion-mnist, cifar10, cifar100, digits or image-folder. directory: LGM_DATA_DIR if not given.
     calibration_fraction: share of the training images, per class, kept from training for calibration.
     image_size, num_channels: for image folders; taken from the first image where not given.
+    num_images: train and calibrate on so many of the training images, of each class alike. left_out: names of
+    classes that are taken out of all splits, for verification on classes that were never trained on.
     """
 
     name: Literal["mnist", "fashion-mnist", "cifar10", "cifar100", "digits", "image-folder"]
@@ -41,6 +44,8 @@ class DataConfig:
     split_seed: Seed = 0
     image_size: Annotated[int, Field(ge=8, le=2048, strict=True)] | None = None
     num_channels: Literal[1, 3] | None = None
+    num_images: Count | None = None
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
@@ -111,10 +116,37 @@ ScheduleConfig = Annotated[
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
 class LossConfig:
-    """Margin alpha and likelihood weight lambda: numbers or schedules."""
+    """Which loss (see model/losses/known.py) and its options.
 
+    alpha, lambda: L-GM's margin and likelihood weight, numbers or schedules. The others are rivals' options; None
+    leaves a loss its own default, and what a loss does not have is refused. teacher: a finished checkpoint.
+    """
+
+    name: str = known.DEFAULT
     alpha: ScheduleConfig = 0.1
     lambda_: ScheduleConfig = Field(default=0.1, alias="lambda")
+    margin: NonNegative | None = None
+    second_margin: NonNegative | None = None
+    scale: Positive | None = None
+    temperature: Positive | None = None
+    smoothing: NonNegative | None = None
+    noise: NonNegative | None = None
+    weight: NonNegative | None = None
+    centre_rate: NonNegative | None = None
+    epsilon: Positive | None = None
+    annealing: NonNegative | None = None
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        schedules = {name for name, value in (("alpha", self.alpha), ("lambda", self.lambda_)) if value != 0.1}
+        known.check_options(self.name, schedules | self.options.keys())
+        if self.name == "distillation" and self.teacher is None:
+            raise ConfigurationError("loss.teacher: distillation needs a finished checkpoint to learn from")
+
+    @property
+    def options(self) -> dict[str, float | str]:
+        """The rival's options that were given."""
+        return {name: value for name in known.RIVAL_OPTIONS if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
@@ -198,6 +230,13 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
 
+    def __post_init__(self) -> None:
+        if self.adversarial.eps > 0 and self.loss.name in known.RIVALS:
+            raise ConfigurationError(
+                f"adversarial.eps: images are attacked through the Gaussians, which {self.loss.name} has only after "
+                f"training; use one of {', '.join(known.GAUSSIAN)}, or eps = 0"
+            )
+
 
 _adapter = TypeAdapter(Config)
 _data_adapter = TypeAdapter(DataConfig)
@@ -220,8 +259,10 @@ def dump_config(config: Config) -> dict[str, Any]:
     return values
 
 
-def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = (), *, loss: str | None = None) -> Config:
     """Read a TOML file, then apply overrides like "training.epochs=3" (values as in TOML, or plain words).
+
+    loss: put this one in the place of the file's, see `with_loss`, before the overrides.
 
     Raises ConfigurationError: file missing, not TOML, an override without "=", an unknown key, a value
     out of range.
@@ -232,9 +273,26 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
+    if loss is not None:
+        values = with_loss(values, loss)
     for override in overrides:
         _apply(values, override)
     return parse_config(values)
+
+
+def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The tables with another loss: its own defaults but for L-GM's schedules, and a run's name that says so.
+
+    A rival's Gaussians are fitted after training, and unit variances would fit nothing: they become diagonal.
+    """
+    kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in values.get("loss", {})]
+    changed = {**values, "loss": {"name": name, **{option: values["loss"][option] for option in kept}}}
+    if name != known.DEFAULT:
+        changed["name"] = f"{values.get('name')}-{name}"
+    mixture = values.get("mixture", {})
+    if name in known.RIVALS and mixture.get("variance", "unit") == "unit":
+        changed["mixture"] = {**mixture, "variance": "diagonal"}
+    return changed
 
 
 def build_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
@@ -261,6 +319,14 @@ def _validated(validate: Callable[[Any], _Checked], values: Mapping[str, Any]) -
     except ValidationError as error:
         problems = [f"{_key(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
         raise ConfigurationError("configuration refused: " + "; ".join(problems)) from None
+
+
+def set_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The tables with another value at table.key; what was given is not changed."""
+    table, dot, rest = key.partition(".")
+    if not dot:
+        return {**values, key: value}
+    return {**values, table: set_value(values.get(table, {}), rest, value)}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -6,7 +6,7 @@ suits sets up to a few gigabytes.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,10 +73,18 @@ def load_splits(config: DataConfig) -> Splits:
     without enough images.
     """
     train, test, resize = _LOADERS[config.name](config)
+    train, test = (_without(images, config.left_out) for images in (train, test))
+    train = _thinned(train, config.num_images, config.split_seed)
     learning, calibration = _part(train, config.calibration_fraction, config.split_seed)
     height, width = train.images.shape[2:]
     image_format = ImageFormat(shape=(train.images.shape[1], height, width), resize=resize)
     return Splits(train=learning, calibration=calibration, test=test, image_format=image_format)
+
+
+def unseen_classes(config: DataConfig) -> ImageSet:
+    """The test images of the classes that are left out of all splits."""
+    _, test, _ = _LOADERS[config.name](config)
+    return _without(test, tuple(name for name in test.class_names if name not in config.left_out))
 
 
 def join(first: ImageSet, second: ImageSet) -> ImageSet:
@@ -111,6 +119,28 @@ def _part(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Image
         held.append(order[:count])
         kept.append(order[count:])
     return images.select(torch.cat(kept).sort().values), images.select(torch.cat(held).sort().values)
+
+
+def _without(images: ImageSet, left_out: tuple[str, ...]) -> ImageSet:
+    """The images of the other classes, which keep their order. Raises DataError for a class that is not there."""
+    for name in left_out:
+        if name not in images.class_names:
+            raise DataError(f"data.left_out: there is no class {name!r}; there are {', '.join(images.class_names)}")
+    kept = [index for index, name in enumerate(images.class_names) if name not in left_out]
+    if not left_out:
+        return images
+    renamed = torch.full((len(images.class_names),), -1)
+    renamed[kept] = torch.arange(len(kept))
+    labels = renamed[images.labels]
+    rows = torch.nonzero(labels >= 0).squeeze(1)
+    names = tuple(images.class_names[index] for index in kept)
+    return ImageSet(images=images.images[rows], labels=labels[rows], class_names=names)
+
+
+def _thinned(images: ImageSet, num_images: int | None, seed: int) -> ImageSet:
+    if num_images is None or num_images >= len(images):
+        return images
+    return _part(images, num_images / len(images), seed)[1]
 
 
 _Loader = Callable[[DataConfig], tuple[ImageSet, ImageSet, bool]]
@@ -213,6 +243,11 @@ def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFor
             raise DataError(f"{root / name} holds no image files")
         paths += found
         labels += [index] * len(found)
+    return ImageSet(images=read_images(paths, image_format), labels=torch.tensor(labels), class_names=class_names)
+
+
+def read_images(paths: Sequence[Path], image_format: ImageFormat) -> UInt8[Tensor, "n c h w"]:
+    """Decode files, several at a time. Raises DataError naming the first that cannot be used."""
     images = torch.empty((len(paths), *image_format.shape), dtype=torch.uint8)
 
     def read(row: int) -> None:
@@ -224,7 +259,7 @@ def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFor
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for _ in pool.map(read, range(len(paths))):
             pass
-    return ImageSet(images=images, labels=torch.tensor(labels), class_names=class_names)
+    return images
 
 
 def read_image(path: Path, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:

@@ -9,6 +9,10 @@ class ConfigurationError(LGMGuardError):
     """A configuration that cannot be run: unknown key, value out of range, parts that do not fit."""
 
 
+class DivergenceError(ConfigurationError):
+    """Training whose loss is no longer finite; its message names the epoch and what to lower."""
+
+
 class DataError(LGMGuardError):
     """Data that is missing, unreadable or does not fit the network."""
 

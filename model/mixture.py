@@ -102,13 +102,33 @@ class GaussianMixture(nn.Module):
 
         Raises ConfigurationError when features are not (n, d) or a label lies outside [0, k).
         """
+        self._check_labelled(features, labels)
+        counts = torch.bincount(labels, minlength=self.num_classes).unsqueeze(1)
+        sums = torch.zeros_like(self.means).index_add_(0, labels, features.to(self.means))
+        self.means.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.means))
+
+    @torch.no_grad()
+    def set_variances(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
+        """Set each class's variances to those of its features about its mean, floored; unit ones stay one.
+
+        A class with fewer than two features keeps those it has. Raises ConfigurationError as `set_means` does.
+        """
+        self._check_labelled(features, labels)
+        if self.variance == "unit":
+            return
+        squares = (features.to(self.means) - self.means[labels]).square()
+        if self.variance == "isotropic":
+            squares = squares.mean(1, keepdim=True)
+        counts = torch.bincount(labels, minlength=self.num_classes).unsqueeze(1)
+        sums = torch.zeros_like(self.raw_log_variances).index_add_(0, labels, squares)
+        above_floor = (sums / counts.clamp_min(1) - self.variance_floor).clamp_min(1e-3 * self.variance_floor)
+        self.raw_log_variances.copy_(torch.where(counts > 1, above_floor.log(), self.raw_log_variances))
+
+    def _check_labelled(self, features: Tensor, labels: Tensor) -> None:
         if features.shape[1] != self.num_features:
             raise ConfigurationError(f"features must be (n, {self.num_features}), got {tuple(features.shape)}")
         if bool(((labels < 0) | (labels >= self.num_classes)).any()):
             raise ConfigurationError(f"labels must lie in [0, {self.num_classes})")
-        counts = torch.bincount(labels, minlength=self.num_classes).unsqueeze(1)
-        sums = torch.zeros_like(self.means).index_add_(0, labels, features.to(self.means))
-        self.means.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.means))
 
     def extra_repr(self) -> str:
         return (

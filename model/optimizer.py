@@ -1,6 +1,7 @@
 """Optimisers with the parameter groups that a Gaussian head wants, and learning rates by step."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -9,13 +10,17 @@ from model.config import OptimizerConfig
 from model.network import Network
 
 
-def build_optimizer(network: Network, config: OptimizerConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: Network, config: OptimizerConfig, *, classifier: Iterable[nn.Parameter] = ()
+) -> torch.optim.Optimizer:
     """SGD with Nesterov momentum or AdamW over four groups: decayed weights, other weights, means, the rest.
 
     Means, variances and priors have no weight decay (a decayed log-variance is pulled to one), and
-    their own multiples of the learning rate.
+    their own multiples of the learning rate. classifier: what a rival loss learns beside the network; its weights
+    are weights like others.
     """
     body = [parameter for name, parameter in network.named_parameters() if not name.startswith("mixture.")]
+    body += classifier
     head = [parameter for name, parameter in sorted(network.mixture.named_parameters()) if name != "means"]
     parted: list[tuple[list[nn.Parameter], float, float]] = [
         ([parameter for parameter in body if parameter.ndim > 1], config.weight_decay, 1.0),
@@ -52,7 +57,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["multiplier"]
 
 
-def clip_gradient(network: nn.Module, config: OptimizerConfig) -> None:
+def clip_gradient(network: nn.Module, config: OptimizerConfig, *, classifier: Iterable[nn.Parameter] = ()) -> None:
     """Scale the gradient down to the configured norm, where there is one."""
     if config.clip_gradient_norm is not None:
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip_gradient_norm)
+        nn.utils.clip_grad_norm_([*network.parameters(), *classifier], config.clip_gradient_norm)

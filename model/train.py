@@ -19,10 +19,19 @@ from torch import Tensor
 from model.adversarial import attacked
 from model.augmentation import augment
 from model.checkpoint import FILE_NAME, Checkpoint, build_network, load_checkpoint, save_checkpoint
-from model.config import Config, TrainingConfig, build_schedule
+from model.config import Config, TrainingConfig
+from model.criterion import (
+    Classifier,
+    Criterion,
+    build_criterion,
+    classifier_of,
+    fit_gaussians,
+    learned_beside,
+    show,
+)
 from model.data import ImageSet, Splits, load_splits, to_unit
-from model.errors import CheckpointError, ConfigurationError
-from model.losses.lgm import LGMLoss
+from model.errors import CheckpointError, ConfigurationError, DivergenceError
+from model.losses.base import RivalLoss
 from model.network import Network
 from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
 from model.training_log import Report, Reporter
@@ -48,13 +57,15 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
         network.load_state_dict(previous.network)
         optimizer.load_state_dict(previous.optimizer)
         criterion.step = previous.loss_step
+        if isinstance(criterion, RivalLoss):
+            criterion.load_state_dict(previous.criterion)
     checkpoint = previous or start
 
     reporter.start(config, _steps_per_epoch(config, splits.train), checkpoint.history)
     for epoch in range(checkpoint.epoch, config.training.epochs):
         started = time.monotonic()
         report = train_epoch(network, criterion, optimizer, splits.train, config, epoch, reporter)
-        held_out = accuracy(network, splits.calibration)
+        held_out = accuracy(network, splits.calibration, classifier_of(network, criterion))
         seconds = time.monotonic() - started
         row = {
             "epoch": epoch + 1.0,
@@ -64,6 +75,9 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
             "threads": float(torch.get_num_threads()),
         }
         reporter.finish_epoch(row)
+        last = epoch + 1 == config.training.epochs
+        if last and isinstance(criterion, RivalLoss):
+            fit_gaussians(network, splits.train)
         checkpoint = replace(
             checkpoint,
             epoch=epoch + 1,
@@ -71,13 +85,14 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
             optimizer=optimizer.state_dict(),
             loss_step=criterion.step,
             history=[*checkpoint.history, row],
-            test_accuracy=accuracy(network, splits.test) if epoch + 1 == config.training.epochs else None,
+            test_accuracy=accuracy(network, splits.test, network.mixture) if last else None,
+            criterion=criterion.state_dict() if isinstance(criterion, RivalLoss) else {},
         )
         save_checkpoint(checkpoint, output / FILE_NAME)
     return checkpoint
 
 
-def _learners(config: Config, splits: Splits) -> tuple[Network, LGMLoss, torch.optim.Optimizer]:
+def _learners(config: Config, splits: Splits) -> tuple[Network, Criterion, torch.optim.Optimizer]:
     """Network, loss and optimiser as they stand before the first step."""
     device = select_device(config.training.device)
     torch.manual_seed(config.training.seed)
@@ -88,12 +103,9 @@ def _learners(config: Config, splits: Splits) -> tuple[Network, LGMLoss, torch.o
     if config.training.channels_last:
         network = network.to(memory_format=torch.channels_last)
     steps_per_epoch = _steps_per_epoch(config, splits.train)
-    criterion = LGMLoss(
-        network.mixture,
-        alpha=build_schedule(config.loss.alpha, steps_per_epoch),
-        lambda_=build_schedule(config.loss.lambda_, steps_per_epoch),
-    )
-    return network, criterion, build_optimizer(network, config.optimizer)
+    criterion = build_criterion(config.loss, network, steps_per_epoch=steps_per_epoch)
+    optimizer = build_optimizer(network, config.optimizer, classifier=learned_beside(criterion))
+    return network, criterion, optimizer
 
 
 def _fresh_checkpoint(config: Config, splits: Splits, command: str) -> Checkpoint:
@@ -120,7 +132,7 @@ def _steps_per_epoch(config: Config, images: ImageSet) -> int:
 
 def train_epoch(
     network: Network,
-    criterion: LGMLoss,
+    criterion: Criterion,
     optimizer: torch.optim.Optimizer,
     images: ImageSet,
     config: Config,
@@ -132,6 +144,7 @@ def train_epoch(
     torch.manual_seed(config.training.seed * 1_000_003 + epoch)  # for layers that draw, like dropout
     device = network.mixture.means.device
     steps_per_epoch = _steps_per_epoch(config, images)
+    classify = classifier_of(network, criterion)
     report = Report()
     network.train()
     criterion.train()
@@ -149,17 +162,18 @@ def train_epoch(
             reached = epoch + step / steps_per_epoch
             batch = attacked(network, batch, labels, config.adversarial, epoch=reached, generator=generator)
             features = network.embed(batch)
+            show(criterion, batch)
         terms = criterion(features, labels)
         optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
-        clip_gradient(network, config.optimizer)
+        clip_gradient(network, config.optimizer, classifier=learned_beside(criterion))
         optimizer.step()
         with torch.no_grad():
-            correct = (network.mixture(features).argmax(1) == labels).sum()
+            correct = (classify(features).argmax(1) == labels).sum()
         report.add(terms, correct, len(labels), alpha=alpha, lambda_=lambda_, learning_rate=rate)
         reporter.step(epoch, step, report)
     if not math.isfinite(report.figures()["loss"]):
-        raise ConfigurationError(
+        raise DivergenceError(
             f"the loss is no longer finite in epoch {epoch + 1}: lower optimizer.learning_rate, "
             "or set optimizer.clip_gradient_norm"
         )
@@ -167,14 +181,18 @@ def train_epoch(
 
 
 @torch.inference_mode()
-def accuracy(network: Network, images: ImageSet) -> float:
-    """Share of the images whose most likely class is their own: evaluation mode, float32, no margin."""
+def accuracy(network: Network, images: ImageSet, classify: Classifier | None = None) -> float:
+    """Share of the images whose most likely class is their own: evaluation mode, float32, no margin.
+
+    classify: scores (n, k) of features; the network's own mixture by default.
+    """
     network.eval()
     device = network.mixture.means.device
     correct = 0
     for start in range(0, len(images), EVALUATION_BATCH):
         rows = slice(start, start + EVALUATION_BATCH)
-        predicted = network(to_unit(images.images[rows]).to(device)).log_joint.argmax(1)
+        features = network.embed(to_unit(images.images[rows]).to(device))
+        predicted = (classify or network.mixture)(features).argmax(1)
         correct += int((predicted.cpu() == images.labels[rows]).sum())
     return correct / len(images)
 

@@ -68,7 +68,10 @@ def test_the_first_convolution_of_a_grey_network_keeps_its_form() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("small64", "'small64' does not exist; there are: small28, threshold28, small32, early32, resnet20, torch"),
+        (
+            "small64",
+            "'small64' does not exist; there are: small28, threshold28, small32, early32, conv13, resnet20, torch",
+        ),
         ("torchvision:resnet19", "no classifier 'resnet19'.*resnet18"),
         ("torchvision:fasterrcnn_resnet50_fpn", "no classifier 'fasterrcnn_resnet50_fpn'"),
         ("timm:resnet19", "timm has no network 'resnet19'"),

@@ -15,6 +15,7 @@ from model.config import (
     load_config,
     parse_config,
     parse_data_config,
+    set_value,
 )
 from model.errors import ConfigurationError, DataError
 from model.schedule import AddUp, Constant, LinearRamp, StepUp
@@ -235,3 +236,10 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="is not a folder"):
         train(parse_config(tables()), output, Silent())
     assert output.read_text() == "mine"
+
+
+def test_a_value_is_set_in_a_copy() -> None:
+    values = {"name": "run", "loss": {"alpha": 0.1}}
+    changed = set_value(set_value(values, "loss.alpha", 0.3), "training.epochs", 2)
+    assert changed == {"name": "run", "loss": {"alpha": 0.3}, "training": {"epochs": 2}}
+    assert values == {"name": "run", "loss": {"alpha": 0.1}}

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from model.config import DataConfig
-from model.data import ImageSet, image_files, join, load_splits, read_image, to_unit
+from model.data import ImageSet, image_files, join, load_splits, read_image, to_unit, unseen_classes
 from model.errors import DataError, ImageError
 from model.images import ImageFormat
 
@@ -277,3 +277,39 @@ def test_the_real_sets_are_whole(data_directory: Path, name: str, first: str, la
     assert len(splits.train.class_names) == 10
     assert (splits.train.class_names[0], splits.train.class_names[-1]) == (first, last)
     assert torch.allclose(shares(splits.train), shares(splits.calibration), atol=1e-3)
+
+
+def test_fewer_images_are_drawn_of_each_class_alike() -> None:
+    whole = load_splits(DataConfig(name="digits"))
+    some = load_splits(DataConfig(name="digits", num_images=400))
+    assert len(some.train) + len(some.calibration) == pytest.approx(400, abs=5)
+    assert torch.allclose(shares(some.train), shares(whole.train), atol=0.01)
+    assert some.test.digest() == whole.test.digest()
+    train, calibration = fingerprints(some.train, some.calibration)
+    (all_images,) = fingerprints(join(whole.train, whole.calibration))
+    assert not train & calibration
+    assert train | calibration <= all_images
+
+
+def test_more_images_than_there_are_are_all_of_them() -> None:
+    whole, more = load_splits(DataConfig(name="digits")), load_splits(DataConfig(name="digits", num_images=10**6))
+    assert more.train.digest() == whole.train.digest()
+
+
+def test_classes_left_out_are_in_no_split() -> None:
+    config = DataConfig(name="digits", left_out=("0", "7"))
+    splits, whole = load_splits(config), load_splits(DataConfig(name="digits"))
+    assert splits.train.class_names == ("1", "2", "3", "4", "5", "6", "8", "9")
+    unseen = unseen_classes(config)
+    assert unseen.class_names == ("0", "7")
+    for name in splits.test.class_names:
+        rows = splits.test.labels == splits.test.class_names.index(name)
+        assert torch.equal(splits.test.images[rows], whole.test.images[whole.test.labels == int(name)])
+    for index, label in ((0, 0), (1, 7)):
+        assert torch.equal(unseen.images[unseen.labels == index], whole.test.images[whole.test.labels == label])
+    assert len(splits.test) + len(unseen) == len(whole.test)
+
+
+def test_an_unknown_class_cannot_be_left_out() -> None:
+    with pytest.raises(DataError, match=r"data\.left_out: there is no class 'ten'; there are 0, 1, 2"):
+        load_splits(DataConfig(name="digits", left_out=("ten",)))

@@ -188,5 +188,31 @@ def test_set_means_refuses_what_does_not_fit() -> None:
             mixture.set_means(torch.zeros(1, 2), torch.tensor([label]))
 
 
+@pytest.mark.parametrize("variance", FORMS)
+def test_set_variances_takes_those_of_each_class_and_leaves_classes_of_one(variance: str) -> None:
+    # class 0: x = (0, 0), (2, 6), mean (1, 3), variances 1 and 9; class 1 has one feature, class 2 two that are equal
+    mixture = GaussianMixture(3, 2, variance=variance)
+    features = torch.tensor([[0.0, 0.0], [2.0, 6.0], [5.0, 5.0], [1.0, 1.0], [1.0, 1.0]])
+    labels = torch.tensor([0, 0, 1, 2, 2])
+    mixture.set_means(features, labels)
+    mixture.set_variances(features, labels)
+    if mixture.log_variances is None:
+        assert variance == "unit"
+        return
+    found = mixture.log_variances.detach().exp()
+    torch.testing.assert_close(found[0], torch.tensor([5.0] if variance == "isotropic" else [1.0, 9.0]))
+    torch.testing.assert_close(found[1], torch.ones_like(found[1]))
+    torch.testing.assert_close(found[2], torch.full_like(found[2], 1e-3), rtol=2e-3, atol=0)
+    assert mixture.raw_log_variances.requires_grad
+
+
+def test_set_variances_refuses_what_does_not_fit() -> None:
+    mixture = GaussianMixture(3, 2, variance="diagonal")
+    with pytest.raises(ConfigurationError, match=r"features must be \(n, 2\), got \(1, 4\)"):
+        mixture.set_variances(torch.zeros(1, 4), torch.tensor([0]))
+    with pytest.raises(ConfigurationError, match=r"labels must lie in \[0, 3\)"):
+        mixture.set_variances(torch.zeros(1, 2), torch.tensor([3]))
+
+
 def test_its_description_names_sizes_and_forms() -> None:
     assert "3 classes, 2 features, variance=unit, prior=uniform" in repr(GaussianMixture(3, 2))

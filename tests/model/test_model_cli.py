@@ -6,6 +6,7 @@ from typer.testing import CliRunner, Result
 from model.checkpoint import load_checkpoint
 from model.cli import app
 from model.errors import CheckpointError, ConfigurationError, LGMGuardError
+from model.losses.known import LOSSES
 
 TOML = """
 name = "from-toml"
@@ -77,6 +78,25 @@ def test_another_run_s_folder_is_refused(toml: Path, digits_run: Path) -> None:
     error = refused(toml, "--output", digits_run)
     assert isinstance(error, CheckpointError)
     assert "another configuration" in str(error)
+
+
+def test_another_loss_has_a_run_of_its_own(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = invoke(toml, "--loss", "cosface", "--set", "loss.margin=0.1", "--set", "training.epochs=1")
+    assert result.exit_code == 0, result.output
+    assert "by Gaussians fitted after training; runs/from-toml-cosface/checkpoint.pt" in result.output
+    loss = load_checkpoint(tmp_path / "runs" / "from-toml-cosface").config.loss
+    assert (loss.name, loss.margin) == ("cosface", 0.1)
+
+
+def test_an_unknown_loss_is_refused_with_those_that_exist(toml: Path) -> None:
+    assert "loss.name 'hinge' does not exist; there are: softmax," in str(refused(toml, "--loss", "hinge"))
+
+
+def test_losses_are_listed_with_their_options() -> None:
+    told = invoke("--list-losses").output
+    assert all(name in told for name in LOSSES)
+    assert "loss.margin=0.35, loss.scale" in told
 
 
 def test_help_shows_the_options() -> None:

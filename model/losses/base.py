@@ -1,0 +1,119 @@
+"""The contract of the losses that L-GM is measured against.
+
+Legend of all their files: n inputs, k classes, d features, z (in code: labels) the true class of an input.
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from model.errors import ConfigurationError
+from model.losses.lgm import LossTerms
+
+
+class RivalLoss(nn.Module, ABC):
+    """A loss over features (n, d) that models no density; a classifier of its own says which class they are.
+
+        criterion = CosFaceLoss(num_classes, num_features)
+        criterion(features, labels).total.backward()
+        predicted = criterion.logits(features).argmax(1)
+
+    The answer is that of LGMLoss: total = classification + lambda_ * likelihood, batch means, the last being the
+    loss's own second term (a distance to centres, a norm) or zero. What is learned stands in parameters, to be given
+    to the optimiser beside the network's. step counts the calls in training mode with gradients enabled.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    alpha: ClassVar[float] = 0.0
+
+    def __init__(self, num_classes: int, num_features: int, *, lambda_: float | int = 0.0):
+        super().__init__()
+        for size, said in ((num_classes, "num_classes"), (num_features, "num_features")):
+            if size < 1:
+                raise ConfigurationError(f"{said} must be at least 1, got {size}")
+        self.num_classes = num_classes
+        self.num_features = num_features
+        self.lambda_ = at_least_zero("weight", lambda_)
+        self.step = 0
+
+    @abstractmethod
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores (n, k) of features (n, d), without margin or noise; softmax of them is the posterior."""
+
+    @abstractmethod
+    def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Classification and second term, scalars, of a batch that was checked."""
+
+    def forward(self, features: Tensor, labels: Tensor) -> LossTerms:
+        """Loss of features (n, d) with labels (n,) in [0, k).
+
+        Raises ConfigurationError when shapes do not fit, the batch is empty, or a label is outside [0, k)
+        (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
+        """
+        self._check(features, labels)
+        if features.dtype in (torch.float16, torch.bfloat16):
+            features = features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            classification, second = self.terms(features, labels.long())
+        if self.training and torch.is_grad_enabled():
+            self.step += 1
+        return LossTerms(torch.add(classification, second, alpha=self.lambda_), classification, second)
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"step": self.step}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        self.step = state["step"]
+
+    def _check(self, features: Tensor, labels: Tensor) -> None:
+        shape, count = tuple(features.shape), self.num_features
+        if len(shape) != 2 or shape[1] != count or shape[0] == 0:
+            raise ConfigurationError(f"features must be (n >= 1, {count}) for this loss, got {shape}")
+        if labels.shape != features.shape[:1] or labels.is_floating_point():
+            raise ConfigurationError(f"labels must be {shape[0]} integers, got {labels.dtype} {tuple(labels.shape)}")
+        if labels.device.type == "cpu":
+            low, high = (int(bound) for bound in labels.aminmax())
+            if low < 0 or high >= self.num_classes:
+                raise ConfigurationError(f"labels must lie in [0, {self.num_classes}), got {low} to {high}")
+
+
+class LinearLoss(RivalLoss):
+    """A loss whose classifier is a linear layer with bias: logits f_k = <w_k, x> + b_k."""
+
+    def __init__(self, num_classes: int, num_features: int, *, lambda_: float | int = 0.0):
+        super().__init__(num_classes, num_features, lambda_=lambda_)
+        self.classifier = nn.Linear(num_features, num_classes)
+
+    @final
+    def logits(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.classifier(features)
+        return scores
+
+
+def at_least_zero(name: str, value: float | int) -> float:
+    """The value, if it is zero or more."""
+    if not 0 <= value < float("inf"):
+        raise ConfigurationError(f"{name} must be a finite number of zero or more, got {value}")
+    return float(value)
+
+
+def above_zero(name: str, value: float | int) -> float:
+    """The value, if it is above zero."""
+    if not 0 < value < float("inf"):
+        raise ConfigurationError(f"{name} must be a finite number above zero, got {value}")
+    return float(value)
+
+
+def at_most_one(name: str, value: float | int) -> float:
+    """The value, if it lies in [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ConfigurationError(f"{name} must lie in [0, 1], got {value}")
+    return float(value)
+
+
+def zero(features: Tensor) -> Tensor:
+    """The second term of a loss that has none."""
+    return features.new_zeros(())

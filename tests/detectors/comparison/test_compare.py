@@ -1,0 +1,258 @@
+"""A whole comparison on digits, small: what it leaves, how it goes on, and what it refuses."""
+
+import csv
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from detectors.comparison.carrying_out import FAILED, carry_out
+from detectors.comparison.cli import app
+from detectors.comparison.judging import Row, _victim, judge, look
+from detectors.comparison.settings import Abnormal, ComparisonError, Run, load_comparison, plan, training_folder
+from detectors.comparison.summaries import summarise
+from model.checkpoint import load_checkpoint
+from model.criterion import restore_criterion
+from model.data import load_splits, to_unit
+from model.errors import ConfigurationError, LGMGuardError
+
+COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
+TOML = """
+name = "tiny"
+[training]
+data = { name = "digits", num_images = 400, calibration_fraction = 0.3 }
+network = { backbone = "small28", width = 4, num_features = 8 }
+optimizer = { learning_rate = 0.05 }
+training = { epochs = 1, batch_size = 32 }
+[abnormal]
+attacks = ["fgsm"]
+eps = 0.2
+foreign = ["noise"]
+limit = 60
+num_pairs = 100
+[[experiments]]
+name = "plane"
+title = "Plane <of two>"
+losses = ["softmax", "lgm"]
+changes = { "network.num_features" = 2 }
+[[experiments]]
+name = "losses"
+title = "Losses"
+losses = ["softmax", "distillation", "gm", "lgm"]
+seeds = [0, 1]
+[[experiments]]
+name = "grid"
+title = "Grid"
+losses = ["lgm"]
+grid = { "loss.alpha" = [0.0, 0.5], "loss.lambda" = [0.0, 0.1] }
+[[experiments]]
+name = "verification"
+title = "Verification"
+losses = ["lgm"]
+changes = { "data.left_out" = ["8", "9"] }
+"""
+
+
+class Watched:
+    """Which runs were trained and judged, by their epochs."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.finished: list[str] = []
+
+    def start(self, run: Run, number: int, total: int) -> None:
+        """Nothing."""
+
+    def epoch(self, run: Run, done: float) -> None:
+        if run.key not in self.trained:
+            self.trained.append(run.key)
+
+    def finish(self, run: Run, row: Row) -> None:
+        self.finished.append(run.key)
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.toml"
+    path.write_text(TOML)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compared(toml: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("compared") / "out"
+    result = invoke(toml, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert result.output.splitlines()[-1] == str(output / "report.html")
+    return output
+
+
+def rows_of(output: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads((output / "results.json").read_text())["rows"]
+    return rows
+
+
+def test_every_run_has_its_row(compared: Path) -> None:
+    rows = rows_of(compared)
+    assert len(rows) == 2 + 8 + 4 + 1
+    for row in rows:
+        assert 0 <= row["accuracy"] <= 1
+        assert 0 <= row["noise_auroc"] <= 1
+        assert 0 <= row["realised_fpr"] <= 1
+        assert row["training_seconds"] > 0
+        assert ("verification_accuracy" in row) == (row["experiment"] == "verification")
+    grid = [(row["loss.alpha"], row["loss.lambda"]) for row in rows if row["experiment"] == "grid"]
+    assert grid == [(0.0, 0.0), (0.0, 0.1), (0.5, 0.0), (0.5, 0.1)]
+
+
+def test_the_table_holds_the_rows(compared: Path) -> None:
+    with (compared / "rows.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, line in zip(rows_of(compared), table, strict=True):
+        assert line["variant"] == row["variant"]
+        assert float(line["accuracy"]) == row["accuracy"]
+
+
+def test_the_report_stands_alone_and_tells_all(compared: Path) -> None:
+    report = (compared / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|<script|<link", report)
+    assert "Plane &lt;of two&gt;" in report
+    assert "lgm alpha=0.5 lambda=0.1" in report
+    assert report.count("<svg") == 3  # planes, intervals, grid
+    assert "Reference: lgm." in report
+    assert "Mean ranks in accuracy: " in report
+
+
+def test_the_same_command_again_trains_nothing(toml: Path, compared: Path) -> None:
+    before = rows_of(compared)
+    comparison, watched = load_comparison(toml), Watched()
+    rows = carry_out(plan(comparison, compared), comparison.abnormal, compared, watched)
+    assert watched.trained == []
+    assert rows == before
+
+
+def test_an_interrupted_comparison_goes_on(toml: Path, compared: Path, tmp_path: Path) -> None:
+    """A run whose row and checkpoint are not there yet is trained, and comes out as it did."""
+    comparison, watched = load_comparison(toml), Watched()
+    runs = plan(comparison, tmp_path, only=["grid"])
+    first = carry_out(runs[:2], comparison.abnormal, tmp_path, Watched())
+    rows = carry_out(runs, comparison.abnormal, tmp_path, watched)
+    assert watched.trained == [run.key for run in runs[2:]]
+    assert rows[:2] == first
+    expected = [row for row in rows_of(compared) if row["experiment"] == "grid"]
+    for found, other in zip(rows, expected, strict=True):
+        assert {**found, "training_seconds": 0} == {**other, "training_seconds": 0}
+
+
+def test_other_abnormal_images_are_judged_anew_without_training(toml: Path, compared: Path) -> None:
+    comparison, watched = load_comparison(toml), Watched()
+    runs = plan(comparison, compared, only=["verification"])
+    kept = (compared / "rows" / f"{runs[0].key}.json").read_bytes()
+    changed = replace(comparison.abnormal, foreign=("inverted",))
+    (row,) = carry_out(runs, changed, compared, watched)
+    assert watched.trained == []
+    assert "inverted_auroc" in row
+    assert "noise_auroc" not in row
+    (compared / "rows" / f"{runs[0].key}.json").write_bytes(kept)
+
+
+def test_a_run_that_diverges_is_told_and_the_others_go_on(toml: Path, tmp_path: Path) -> None:
+    comparison = load_comparison(toml)
+    runs = plan(comparison, tmp_path, only=["plane"])
+    wild = replace(runs[0].config.optimizer, learning_rate=1e30, warmup_epochs=0.0)
+    broken = replace(runs[0], config=replace(runs[0].config, optimizer=wild))
+    watched = Watched()
+    rows = carry_out([broken, runs[1]], comparison.abnormal, tmp_path, watched)
+    assert "no longer finite" in rows[0][FAILED]
+    assert len(watched.finished) == 2
+    summary = summarise(runs[0].experiment, rows)
+    assert summary.failed.keys() == {"softmax, seed 0"}
+    assert summary.variants["softmax"] == {}
+    assert summary.variants["lgm"]["accuracy"].mean == rows[1]["accuracy"]
+
+
+def test_an_attack_goes_through_the_losss_own_classifier(toml: Path, compared: Path) -> None:
+    """The victim's scores are those that are attacked; the network itself stays as it was."""
+    comparison = load_comparison(toml)
+    run = plan(comparison, compared, only=["losses"])[0]
+    checkpoint = load_checkpoint(training_folder(compared, run.key))
+    network = checkpoint.build_network()
+    criterion, images = restore_criterion(checkpoint, network), to_unit(load_splits(run.config.data).test.images[:20])
+    victim = _victim(network, criterion)
+    with torch.no_grad():
+        features = network.embed(images)
+        assert not isinstance(criterion.logits, torch.Tensor)
+        torch.testing.assert_close(victim(images).log_joint, criterion.logits(features))
+        torch.testing.assert_close(network(images).log_joint, network.mixture(features))
+
+
+def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
+    comparison = load_comparison(toml)
+    run = plan(comparison, compared, only=["losses"])[-1]
+    checkpoint = load_checkpoint(training_folder(compared, run.key))
+    row = judge(run, checkpoint, Abnormal(foreign=("noise",), limit=50))
+    assert row["accuracy"] == row["gaussian_accuracy"] == pytest.approx(checkpoint.test_accuracy)
+    splits = load_splits(run.config.data)
+    network = checkpoint.build_network()
+    scores = look(network, splits.test.images).score
+    assert row["log_likelihood"] == pytest.approx(-scores.mean())
+    threshold = np.quantile(look(network, splits.calibration.images).score, 0.95, method="higher")
+    assert row["realised_fpr"] == np.mean(scores > threshold)
+
+
+def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
+    (tmp_path / "wrong.toml").write_text(text)
+    error = invoke(tmp_path / "wrong.toml", "--output", tmp_path / "out", *arguments).exception
+    assert isinstance(error, LGMGuardError), error
+    assert not (tmp_path / "out").exists()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"softmax", "distillation"', '"distillation", "softmax"', "teacher softmax must come before it"),
+        ('"gm", "lgm"', '"gm", "hinge"', r"loss\.name 'hinge' does not exist"),
+        ("eps = 0.2", "eps = 2.0", r"abnormal\.eps: Input should be less than or equal to 1"),
+        ('["fgsm"]', '["hope"]', "unknown attack 'hope'"),
+        ("seeds = [0, 1]", "seeds = []", r"experiments\.1\.seeds"),
+        ("seeds = [0, 1]", 'reference = "adam"', "reference 'adam' is none of softmax, distillation, gm, lgm"),
+        ("seeds = [0, 1]", "options = { arcface = {} }", "options for arcface, which is not among its losses"),
+        ('name = "grid"', 'name = "plane"', "experiments need names of their own"),
+        ("epochs = 1", "epoch = 1", r"training\.epoch"),
+        ('"loss.alpha" = [', '"loss.margin" = [', r"loss\.margin: lgm has no such option"),
+        ('title = "Grid"', "", r"experiments\.2\.title: Field required"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_any_training(
+    old: str, new: str, said: str, tmp_path: Path
+) -> None:
+    assert old in TOML
+    assert re.search(said, str(refused(TOML.replace(old, new), tmp_path)))
+
+
+def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
+    error = refused(TOML, tmp_path, "--only", "plane,sphere")
+    assert isinstance(error, ComparisonError)
+    assert "there is no experiment 'sphere'; there are plane, losses" in str(error)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read"):
+        load_comparison(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.toml")), ids=lambda path: path.stem)
+def test_committed_comparisons_can_be_planned(path: Path, tmp_path: Path) -> None:
+    runs = plan(load_comparison(path), tmp_path)
+    assert len({run.key for run in runs}) == len(runs) >= 14
