@@ -1,4 +1,4 @@
-"""Surprises and what they come to together: against the survival functions they estimate, and the properties a verdict needs."""
+"""Surprises against the survival functions they estimate, and what they come to together."""
 
 import math
 
