@@ -31,7 +31,8 @@ class Plane:
     def distance(self, points: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """How far points lie from the plane: what the picture does not show."""
         centred = points - self.origin
-        return torch.linalg.vector_norm(centred - (centred @ self.axes.T) @ self.axes, dim=1)
+        distances: Tensor = torch.linalg.vector_norm(centred - (centred @ self.axes.T) @ self.axes, dim=1)
+        return distances
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
