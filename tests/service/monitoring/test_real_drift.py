@@ -1,4 +1,4 @@
-"""The shipped bundle under watch on real images: MNIST's test set clean, dimmed, and with noise on one class."""
+"""The shipped bundle under watch on real images: MNIST's test set as it is, dimmed, and with one class dimmed."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,10 +73,7 @@ def test_dimmed_digits_do_within_minutes(shipped_screener, digits):
 
 def test_a_class_that_drifts_is_named(shipped_screener, digits):
     digits = digits[:1500]
-    sevens = shipped_screener.screen(digits).class_index == 7
-    noise = 0.15 * torch.randn(digits.shape, generator=torch.Generator().manual_seed(0))
-    drifting = torch.where(sevens.view(-1, 1, 1, 1), (digits + noise).clamp(0, 1), digits)
-    _, found = watched(shipped_screener, drifting)
-    named = {alarm.label for alarm in found.drift.alarms}
-    assert "7" in named
-    assert found.drift.alarms[0].label in ("7", None)
+    sevens = (shipped_screener.screen(digits).class_index == 7).view(-1, 1, 1, 1)
+    _, found = watched(shipped_screener, torch.where(sevens, 0.7 * digits, digits))
+    assert {alarm.label for alarm in found.drift.alarms} - {None} == {"7"}
+    assert all("class 7" in alarm.words for alarm in found.drift.alarms if alarm.label)
