@@ -25,7 +25,8 @@ def model(num_flagged: int, num_images: int) -> ModelMonitor:
             [model(0, 0), model(12, 999)],
             {},
             "normal",
-            "The traffic is normal: 1.2 % of 999 images were flagged in the last hour, where 1 % is promised at most.",
+            "The traffic is normal: 1.2 % of 999 images were flagged in the last hour, "
+            "where 1 % is promised at most.",
         ),
         (
             [model(30, 1000)],
