@@ -7,15 +7,16 @@ second of a real server under wrk while ten listen to the stream, and while nobo
 second of the process that speaks HTTP while nothing is asked, which other load on the machine changes little.
 """
 
+import selectors
+import socket
 import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 import numpy as np
 import psutil
 from rich.console import Console
@@ -92,27 +93,27 @@ def wording() -> float:
 
 @contextmanager
 def listening(url: str, count: int) -> Iterator[None]:
-    """So many connections that read the stream as it comes, until the end."""
-    over, started = threading.Event(), threading.Barrier(count + 1)
+    """So many connections whose stream is taken and thrown away: parsing it would compete with the service."""
+    over, host, port = threading.Event(), *url.removeprefix("http://").split(":")
+    with selectors.DefaultSelector() as ready, ExitStack() as stack:
+        for _ in range(count):
+            listener = stack.enter_context(socket.create_connection((host, int(port)), TIMEOUT))
+            listener.sendall(b"GET /v1/monitor/stream HTTP/1.1\r\nhost: benchmark\r\n\r\n")
+            assert listener.recv(65536).startswith(b"HTTP/1.1 200")
+            ready.register(listener, selectors.EVENT_READ)
 
-    def listen() -> None:
-        with httpx.stream("GET", f"{url}/v1/monitor/stream", timeout=TIMEOUT) as response:
-            lines = response.iter_lines()
-            next(lines)
-            started.wait(TIMEOUT)
+        def take() -> None:
             while not over.is_set():
-                next(lines)
+                for key, _ in ready.select(0.5):
+                    key.fileobj.recv(65536)  # type: ignore[union-attr]
 
-    threads = [threading.Thread(target=listen) for _ in range(count)]
-    for thread in threads:
-        thread.start()
-    started.wait(TIMEOUT)
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join()
+        taking = threading.Thread(target=take)
+        taking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            taking.join()
 
 
 def telling(server: Server) -> tuple[list[float], list[float]]:
@@ -127,10 +128,11 @@ def telling(server: Server) -> tuple[list[float], list[float]]:
 
         speed()
         for _ in range(ROUNDS):
-            alone, idle = speed(), processor_share(server)
+            before, idle = speed(), processor_share(server)
             with listening(server.url, LISTENERS):
-                speeds.append(speed() / alone)
+                listened = speed()
                 shares.append(processor_share(server) - idle)
+            speeds.append(2 * listened / (before + speed()))
     return speeds, shares
 
 
