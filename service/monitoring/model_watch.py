@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -78,10 +79,10 @@ class ModelWatch:
 
     def tell(self, counted: Counted, now: datetime) -> Findings:
         """now: the time by the calendar as this is called."""
-        clock, counts = self._clock(), counted.counts()
-        hour = counts.sum(0)
-        recent = counts[counted.starts > clock - RECENT_SECONDS].sum(0)
-        standing = [alarm for family in self._watches for alarm in self._look(family, counted.starts, counts[:, :-1])]
+        clock = self._clock()
+        hour = counted.since(-inf)
+        recent = counted.since(clock - RECENT_SECONDS)
+        standing = [alarm for family in self._watches for alarm in self._look(family, counted)]
         windows = (recent[:, columns.TOTALS], hour[:, columns.TOTALS], counted.class_totals)
         return Findings(
             flagged=_flagged_shares(*(window.sum(0) for window in windows)),
@@ -89,7 +90,7 @@ class ModelWatch:
             classes=self._classes(windows, hour),
             drift=Drift(
                 alarms=[
-                    self._alarm(alarm, counted.starts, counts, clock, now)
+                    self._alarm(alarm, counted, clock, now)
                     for alarm in sorted(standing, key=lambda alarm: -alarm.evidence)
                 ],
                 false_alarms_a_day=FALSE_ALARMS_A_DAY,
@@ -97,14 +98,13 @@ class ModelWatch:
             ),
         )
 
-    def _look(self, family: Family, starts: NDArray[np.float64], counts: Ints) -> list[Standing]:
-        """counts (s, k, columns)."""
+    def _look(self, family: Family, counted: Counted) -> list[Standing]:
         if family.kind == "flagged":
-            flagged = counts[:, :, columns.FLAGGED]
-            bins = np.stack([flagged, counts[:, :, columns.IMAGES] - flagged], 2)
+            bins = counted.by_step(columns.TOTALS)
+            bins = np.stack([bins[:, :, 1], bins[:, :, 0] - bins[:, :, 1]], 2)
         else:
-            bins = counts[:, :, columns.VERDICT if family.kind == "p_values" else columns.LIKELIHOOD]
-        return self._watches[family].look(starts, bins.astype(np.float64))
+            bins = counted.by_step(columns.VERDICT if family.kind == "p_values" else columns.LIKELIHOOD)
+        return self._watches[family].look(counted.starts, bins)
 
     def _classes(self, windows: tuple[Ints, Ints, Ints], hour: Ints) -> list[ClassMonitor]:
         num_images = windows[1][:-1, 0]
@@ -140,9 +140,7 @@ class ModelWatch:
         expected = found.sum(1) @ self._baseline.expected_shares[first : first + len(found)]
         return PValues(counts=found.sum(0).tolist(), expected=expected.tolist())
 
-    def _alarm(
-        self, standing: Standing, starts: NDArray[np.float64], counts: Ints, clock: float, now: datetime
-    ) -> DriftAlarm:
+    def _alarm(self, standing: Standing, counted: Counted, clock: float, now: datetime) -> DriftAlarm:
         everything = standing.row == len(self._baseline.sizes)
         label = None if everything else self._baseline.labels[standing.row]
         rows = slice(0, -1) if everything else slice(standing.row, standing.row + 1)
@@ -155,7 +153,7 @@ class ModelWatch:
             duration_seconds=seconds,
             evidence=standing.evidence,
             threshold=self._threshold,
-            words=self._words(standing, label, counts[starts >= standing.since].sum(0)[rows], rows, seconds),
+            words=self._words(standing, label, counted.since(standing.since)[rows], rows, seconds),
         )
 
     def _words(self, standing: Standing, label: str | None, counts: Ints, rows: slice, seconds: float) -> str:

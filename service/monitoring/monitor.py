@@ -39,6 +39,7 @@ class Monitor:
         self._settings, self._registry, self._traffic, self._metrics = settings, registry, traffic, metrics
         self._started = time.monotonic()
         self._version = version("lgm-guard")
+        self.cost_seconds = 0.0  # processor time of the last snapshot
 
     async def snapshot(self, *, ready: bool) -> Snapshot:
         """One at a time: drifts are followed from one to the next."""
@@ -51,10 +52,11 @@ class Monitor:
         return snapshot
 
     def _tell(self, engines: list[tuple[Engine, Counted]], current: int, buckets: Buckets, ready: bool) -> Snapshot:
-        now, clock = datetime.now(UTC), time.monotonic()
+        now, clock, spent = datetime.now(UTC), time.monotonic(), time.thread_time()
         models = [self._model(engine, counted, now) for engine, counted in engines]
         lately = _lately(buckets[-RECENT_BUCKETS:], clock - (current + 1) * BUCKET_SECONDS)
         level, summary = summarise(models, lately, ready=ready)
+        self.cost_seconds = time.thread_time() - spent
         return Snapshot(
             time=now,
             level=level,

@@ -12,6 +12,7 @@ from service.monitoring.monitor import Monitor
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+MOST_SHARE = 0.02
 IDLE_SECONDS = 10.0
 HEARTBEAT_SECONDS = 15.0
 MOST_LISTENERS = 64
@@ -31,6 +32,11 @@ class Pulse:
         self._wanted = asyncio.Event()
         self._beating: asyncio.Task[None] | None = None
 
+    @property
+    def _beat_seconds(self) -> float:
+        """Slower where many classes make a snapshot dear: it may take so much of a processor and no more."""
+        return max(BEAT_SECONDS, self._monitor.cost_seconds / MOST_SHARE)
+
     def start(self) -> None:
         self._beating = asyncio.create_task(self._beat())
 
@@ -48,7 +54,7 @@ class Pulse:
     async def latest(self) -> bytes:
         """A snapshot as JSON, at most a beat old."""
         async with self._making:
-            if time.monotonic() - self._made >= BEAT_SECONDS:
+            if time.monotonic() - self._made >= self._beat_seconds:
                 snapshot = await self._monitor.snapshot(ready=self._is_ready())
                 self._snapshot, self._made = snapshot.model_dump_json().encode(), time.monotonic()
                 self._event = b"event: snapshot\ndata: " + self._snapshot + b"\n\n"
@@ -98,7 +104,7 @@ class Pulse:
     async def _rest(self) -> None:
         """A beat's time if somebody listens, else longer, until somebody does."""
         if self._num_listeners:
-            await asyncio.sleep(BEAT_SECONDS)
+            await asyncio.sleep(self._beat_seconds)
             return
         self._wanted.clear()
         with suppress(TimeoutError):

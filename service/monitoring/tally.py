@@ -38,10 +38,21 @@ class Counted:
     steps: tuple[Counts, ...]
     class_totals: Ints
 
-    def counts(self) -> NDArray[np.int64]:
-        """(s, k + 1, columns)."""
-        empty = np.zeros((0, len(self.class_totals), NUM_COLUMNS), np.int64)
-        return np.stack(self.steps).astype(np.int64) if self.steps else empty
+    def since(self, start: float) -> Ints:
+        """(k + 1, columns) over the steps that began at `start` or later."""
+        total = np.zeros((len(self.class_totals), NUM_COLUMNS), np.int64)
+        for first, counts in zip(self.starts, self.steps, strict=True):
+            if first >= start:
+                total += counts
+        return total
+
+    def by_step(self, columns: slice) -> Floats:
+        """(s, k, b): these columns of the classes that are told apart."""
+        shape = (len(self.steps), len(self.class_totals) - 1, columns.stop - columns.start)
+        found = np.empty(shape)
+        for place, counts in zip(found, self.steps, strict=True):
+            place[:] = counts[:-1, columns]
+        return found
 
 
 class Tally:

@@ -71,6 +71,13 @@ def test_the_services_commands_work(url: str) -> None:
         assert predictions[0]["label"] == "7"
 
 
+def test_the_monitors_command_says_how_it_is(url: str) -> None:
+    (command,) = [block for block in blocks("service/README.md", "bash") if "/v1/monitor" in block]
+    command = command.replace("http://127.0.0.1:8000", url)
+    said = subprocess.check_output(["bash", "-c", command], cwd=REPOSITORY, text=True, timeout=TIMEOUT)
+    assert re.search("of [0-9,]+ images were flagged in the last hour|No images came|unlike the calibration", said)
+
+
 def test_the_protocols_commands_work(url: str) -> None:
     commands = [block for block in blocks("service/README.md", "bash") if "/v2/models" in block]
     assert len(commands) == 2
