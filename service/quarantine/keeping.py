@@ -32,11 +32,9 @@ def keep(database: Database, store: Store, batch: Sequence[Kept]) -> None:
     """
     files = {kept.file.digest: kept.file for kept in batch if kept.file is not None}
     with database.writing() as connection:
-        for digest in _lock_new(connection, files):
-            store.put(digest, files[digest].media_type, files[digest].content)
+        store.put(*(files[digest] for digest in _lock_new(connection, files)))
         # Whoever lost the answer to a commit comes again with the same ids.
-        rows = [row_of(kept.item) for kept in batch]
-        connection.execute(_insert(connection)(items).values(rows).on_conflict_do_nothing())
+        connection.execute(_insert(connection)(items).on_conflict_do_nothing(), [row_of(kept.item) for kept in batch])
 
 
 def _lock_new(connection: Connection, files: dict[str, ImageFile]) -> list[str]:
@@ -48,11 +46,11 @@ def _lock_new(connection: Connection, files: dict[str, ImageFile]) -> list[str]:
         {"digest": digest, "media_type": file.media_type, "num_bytes": len(file.content), "put_by": batch}
         for digest, file in sorted(files.items())
     ]
-    statement = _insert(connection)(blobs).values(rows)
+    statement = _insert(connection)(blobs)
     statement = statement.on_conflict_do_update(
         index_elements=[blobs.c.digest], set_={"media_type": statement.excluded.media_type}
     ).returning(blobs.c.digest, blobs.c.put_by)
-    return [digest for digest, put_by in connection.execute(statement) if put_by == batch]
+    return [digest for digest, put_by in connection.execute(statement, rows) if put_by == batch]
 
 
 def _insert(connection: Connection) -> Any:

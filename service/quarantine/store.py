@@ -4,6 +4,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,10 +15,12 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from service.errors import QuarantineUnavailableError, SettingsError
-from service.quarantine.files import SUFFIXES
+from service.quarantine.files import SUFFIXES, ImageFile
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
+
+WRITERS = 16
 
 # A store that does not answer must not hold a thread for the minutes that are the default.
 S3_OPTIONS = {"config_kwargs": {"connect_timeout": 3, "read_timeout": 10, "retries": {"max_attempts": 2}}}
@@ -33,10 +36,16 @@ class Store:
             _write_durably if isinstance(self._files, LocalFileSystem) else self._files.pipe_file
         )
 
-    def put(self, digest: str, media_type: str, content: bytes) -> None:
-        """When this returns the file is there for good, whole, whatever becomes of the machine."""
-        with self._reachable():
-            self._write(self._path(digest, media_type), content)
+    def put(self, *files: ImageFile) -> None:
+        """When this returns they are there for good, whole, whatever becomes of the machine.
+
+        Several at once, since all the time goes in waiting for a disk or a network.
+        """
+        with self._reachable(), ThreadPoolExecutor(max(1, min(WRITERS, len(files)))) as writers:
+            list(writers.map(self._put, files))
+
+    def _put(self, file: ImageFile) -> None:
+        self._write(self._path(file.digest, file.media_type), file.content)
 
     def read(self, digest: str, media_type: str) -> bytes:
         with self._reachable():

@@ -3,6 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.quarantine import State
+from service.quarantine.files import PNG, ImageFile
 from service.quarantine.retention import Retention
 from tests.service.quarantine.conftest import noise
 
@@ -67,7 +68,7 @@ def test_hundreds_expire_in_turns(quarantine, kept, retention):
 
 def test_files_without_a_row_are_swept_and_others_are_not(quarantine, kept, store, retention):
     item = kept()
-    store.put("f" * 64, "image/png", b"left by a process that was killed")
+    store.put(ImageFile(b"left by a process that was killed", PNG, "f" * 64))
     assert retention().sweep() == 0, "its row may still be on its way"
     assert retention().sweep(older_than=timedelta(seconds=-5)) == 1
     assert quarantine.image(item.id)

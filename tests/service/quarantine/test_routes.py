@@ -7,12 +7,20 @@ import time
 import httpx
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 from PIL import Image
 
+from service.app import create_app
 from service.keys import Role
 from service.quarantine import State
+from service.quarantine.database import Database
+from service.quarantine.files import write_image
+from service.quarantine.keeping import Kept, keep
+from service.quarantine.places import place_of
+from service.quarantine.store import Store
 from service.settings import load_settings
-from tests.service.conftest import png, ready_client
+from tests.service.conftest import ready_client
+from tests.service.quarantine.conftest import made_item, noise
 from tests.service.test_security import bearer, keys, keys_path
 
 __all__ = ["keys", "keys_path"]
@@ -22,9 +30,31 @@ PNG = {"content-type": "image/png"}
 TIMEOUT = 60
 
 
+@pytest.fixture(scope="module")
+def client(settings, tmp_path_factory):
+    """Of a service that keeps what it flags; tests find their own by its request id."""
+    folder = tmp_path_factory.mktemp("state")
+    with ready_client(load_settings(**{**settings.model_dump(), "state_folder": folder})) as client:
+        yield client
+
+
 @pytest.fixture
-def client(make_client, tmp_path):
-    return make_client(state_folder=tmp_path)
+def desk(tmp_path):
+    """A client of an app that has items to review and no model."""
+    settings = load_settings(state_folder=tmp_path)
+    place = place_of(settings)
+    database = Database(place.database)
+    batch = [Kept(made_item(noise(seed), minutes=seed), write_image(noise(seed))) for seed in range(3)]
+    keep(database, Store(place.store), batch)
+    database.close()
+    app = create_app(settings)
+    yield TestClient(app)
+    app.state.runtime.ward.quarantine.close()
+
+
+@pytest.fixture
+def item(desk):
+    return desk.get(URL).json()["items"][0]
 
 
 def outcome(client, name: str) -> int:
@@ -40,18 +70,19 @@ def await_kept(client, count: int) -> None:
         time.sleep(0.01)
 
 
+def await_items(client, request_id: str, count: int) -> list[dict[str, object]]:
+    """Those of one request, once there are so many."""
+    deadline = time.monotonic() + TIMEOUT
+    while len(items := client.get(URL, params={"request_id": request_id}).json()["items"]) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return items
+
+
 def predict(client, file: bytes, **headers: str) -> httpx.Response:
     response = client.post("/v1/predict", content=file, headers={**PNG, **headers})
     assert response.status_code == 200
     return response
-
-
-@pytest.fixture
-def item(client, abnormal_file):
-    predict(client, abnormal_file)
-    await_kept(client, 1)
-    (item,) = client.get(URL).json()["items"]
-    return item
 
 
 def pixels(file: bytes) -> np.ndarray:
@@ -61,8 +92,7 @@ def pixels(file: bytes) -> np.ndarray:
 
 def test_what_is_flagged_is_kept_as_it_was_judged(client, abnormal_file, digit_files):
     said = [predict(client, file, **{"x-request-id": "r1"}).json() for file in (abnormal_file, digit_files[0])]
-    await_kept(client, 1)
-    (item,) = client.get(URL, params={"request_id": "r1"}).json()["items"]
+    (item,) = await_items(client, "r1", 1)
     (prediction,) = said[0]["predictions"]
     assert not said[1]["predictions"][0]["flagged"]
     assert prediction.items() <= item.items()
@@ -75,11 +105,10 @@ def test_what_is_flagged_is_kept_as_it_was_judged(client, abnormal_file, digit_f
 
 def test_every_image_of_a_request_is_kept_in_its_own_row(client, abnormal_file, digit_files):
     files = [("image", file) for file in (digit_files[0], abnormal_file, digit_files[1], abnormal_file)]
-    client.post("/v1/predict", files=files).raise_for_status()
-    await_kept(client, 2)
-    items = client.get(URL).json()["items"]
+    client.post("/v1/predict", files=files, headers={"x-request-id": "r2"}).raise_for_status()
+    items = await_items(client, "r2", 2)
     assert len(items) == 2
-    assert len({item["digest"] for item in items}) == len({item["request_id"] for item in items}) == 1
+    assert len({item["digest"] for item in items}) == 1
 
 
 def test_a_label_that_is_withheld_is_kept(make_client, tmp_path, abnormal_file):
@@ -92,24 +121,23 @@ def test_a_label_that_is_withheld_is_kept(make_client, tmp_path, abnormal_file):
     assert one["probability"] == two["probability"] > 0
 
 
-def infer(client, file: bytes) -> None:
+def infer(client, file: bytes, **headers: str) -> None:
     tensor = {"name": "images", "datatype": "UINT8", "shape": [1, 1, 8, 8], "data": pixels(file).ravel().tolist()}
-    client.post("/v2/models/digits/infer", json={"inputs": [tensor]}).raise_for_status()
+    client.post("/v2/models/digits/infer", json={"inputs": [tensor]}, headers=headers).raise_for_status()
 
 
 def test_the_inference_protocol_is_a_door_too(client, abnormal_file):
-    infer(client, abnormal_file)
-    await_kept(client, 1)
-    (item,) = client.get(URL).json()["items"]
+    infer(client, abnormal_file, **{"x-request-id": "r3"})
+    (item,) = await_items(client, "r3", 1)
     image = client.get(f"{URL}/{item['id']}/image").content
     np.testing.assert_array_equal(pixels(image), pixels(abnormal_file))
 
 
 def test_floats_between_levels_are_kept_to_the_bit(client, abnormal_file):
     image = pixels(abnormal_file) / 255 * 0.999
-    client.post("/v1/predict", json={"instances": [[image.tolist()]]}).raise_for_status()
-    await_kept(client, 1)
-    (item,) = client.get(URL).json()["items"]
+    given = {"json": {"instances": [[image.tolist()]]}, "headers": {"x-request-id": "r4"}}
+    client.post("/v1/predict", **given).raise_for_status()
+    (item,) = await_items(client, "r4", 1)
     assert item["media_type"] == "application/x-npy"
     kept = client.app.state.runtime.quarantine().pixels(item["id"])
     np.testing.assert_array_equal(kept, image.astype(np.float32)[None])
@@ -149,35 +177,34 @@ def test_a_sample_is_drawn_without_a_look_at_the_verdict(make_client, tmp_path, 
     assert sum(client.get(URL).json()["counts"].values()) == 150 + drawn[False]
 
 
-def test_off_keeps_nothing_and_says_so(make_client, tmp_path, abnormal_file):
-    client = make_client(state_folder=tmp_path / "state", quarantine="off")
-    predict(client, abnormal_file)
+def test_off_keeps_nothing_and_says_so(tmp_path):
+    client = TestClient(create_app(load_settings(state_folder=tmp_path / "state", quarantine="off")))
     response = client.get(URL)
     assert response.status_code == 404
     assert "quarantine is off" in response.json()["detail"]
     assert not (tmp_path / "state").exists()
 
 
-def test_a_review_names_what_it_was_decided_on(client, item):
+def test_a_review_names_what_it_was_decided_on(desk, item):
     url = f"{URL}/{item['id']}"
-    etag = client.get(url).headers["etag"]
+    etag = desk.get(url).headers["etag"]
     body = {"state": "abnormal", "reason": "a hand"}
-    assert client.patch(url, json=body).status_code == 428
-    reviewed = client.patch(url, json=body, headers={"if-match": etag})
+    assert desk.patch(url, json=body).status_code == 428
+    reviewed = desk.patch(url, json=body, headers={"if-match": etag})
     assert reviewed.status_code == 200
     members = ("state", "reason", "reviewer", "revision")
     assert [reviewed.json()[name] for name in members] == ["abnormal", "a hand", "testclient", 2]
-    assert reviewed.headers["etag"] == client.get(url).headers["etag"] != etag
+    assert reviewed.headers["etag"] == desk.get(url).headers["etag"] != etag
     for stale in (etag, "*", "2x", '"99999999999999999999"', ""):
-        assert client.patch(url, json=body, headers={"if-match": stale}).status_code == 412
-    refused = client.patch(url, json={"state": "new"}, headers={"if-match": reviewed.headers["etag"]})
+        assert desk.patch(url, json=body, headers={"if-match": stale}).status_code == 412
+    refused = desk.patch(url, json={"state": "new"}, headers={"if-match": reviewed.headers["etag"]})
     assert refused.status_code == 409
-    lines = client.get(url + "/audit").json()["lines"]
+    lines = desk.get(url + "/audit").json()["lines"]
     assert [(line["who"], line["to_state"], line["reason"]) for line in lines] == [
         ("testclient", "abnormal", "a hand")
     ]
-    counts = client.get(URL, params={"state": "new"}).json()
-    assert (counts["items"], counts["counts"]["abnormal"]) == ([], 1)
+    counts = desk.get(URL, params={"state": "new"}).json()
+    assert (len(counts["items"]), counts["counts"]["abnormal"]) == (2, 1)
 
 
 WRONG = {
@@ -194,12 +221,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("body", WRONG, ids=range(len(WRONG)))
-def test_other_reviews_are_refused_and_change_nothing(client, item, body):
+def test_other_reviews_are_refused_and_change_nothing(desk, item, body):
     url = f"{URL}/{item['id']}"
-    response = client.patch(url, content=body, headers={"if-match": '"1"'})
+    response = desk.patch(url, content=body, headers={"if-match": '"1"'})
     assert response.status_code == WRONG[body]
     assert response.json()["errors"]
-    assert client.get(url).json() == item
+    assert desk.get(url).json() == item
 
 
 @pytest.mark.parametrize(
@@ -215,21 +242,21 @@ def test_other_reviews_are_refused_and_change_nothing(client, item, body):
         ("label=%00", "label"),
     ],
 )
-def test_a_wrong_question_is_refused_by_its_field(client, query, field):
-    response = client.get(f"{URL}?{query}")
+def test_a_wrong_question_is_refused_by_its_field(desk, query, field):
+    response = desk.get(f"{URL}?{query}")
     assert response.status_code == 422
     assert [fault["field"] for fault in response.json()["errors"]] == [field]
     assert response.headers["content-type"] == "application/problem+json"
 
 
-def test_deleted_is_gone_but_for_the_audit(client, item):
+def test_deleted_is_gone_but_for_the_audit(desk, item):
     url = f"{URL}/{item['id']}"
-    assert client.delete(url).status_code == 204
+    assert desk.delete(url).status_code == 204
     assert [
-        client.request(method, url + path).status_code
+        desk.request(method, url + path).status_code
         for method, path in (("GET", ""), ("GET", "/image"), ("DELETE", ""))
     ] == [404] * 3
-    assert [line["action"] for line in client.get(url + "/audit").json()["lines"]] == ["deleted"]
+    assert [line["action"] for line in desk.get(url + "/audit").json()["lines"]] == ["deleted"]
 
 
 def test_who_may_do_what(make_client, tmp_path, keys, keys_path, abnormal_file):
@@ -278,13 +305,14 @@ def test_a_full_backlog_drops_and_counts(make_client, tmp_path, abnormal_file):
     assert client.get(URL).json()["counts"][State.NEW] == 3
 
 
-def test_the_metrics_tell_how_much_there_is(client, item, digits_images):
+def test_the_metrics_tell_how_much_there_is(client, abnormal_file):
+    predict(client, abnormal_file, **{"x-request-id": "r5"})
+    await_items(client, "r5", 1)
     registry = client.app.state.runtime.metrics.registry
+    ward = client.app.state.runtime.ward
     deadline = time.monotonic() + TIMEOUT
-    while registry.get_sample_value("lgm_quarantine_items", {"state": "new"}) != 1:
+    while registry.get_sample_value("lgm_quarantine_items", {"state": "new"}) != ward.quarantine.counts()[State.NEW]:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert registry.get_sample_value("lgm_quarantine_bytes") == item["num_bytes"]
+    assert registry.get_sample_value("lgm_quarantine_bytes") > 0
     assert registry.get_sample_value("lgm_quarantine_queue_depth") == 0
-    predict(client, png(digits_images[0]))
-    assert outcome(client, "kept") == 1

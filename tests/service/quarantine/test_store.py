@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.errors import QuarantineUnavailableError, SettingsError
-from service.quarantine.files import NPY, PNG
+from service.quarantine.files import NPY, PNG, ImageFile
 from service.quarantine.store import Store
 
 ONE, TWO, THREE = ("1" * 64, "2" * 64, "3" * 64)
@@ -16,9 +16,9 @@ def later() -> datetime:
 
 def test_what_is_put_can_be_read_until_it_is_deleted(store_address):
     store = Store(store_address)
-    store.put(ONE, PNG, b"one")
-    store.put(ONE, PNG, b"one")
-    store.put(TWO, NPY, b"two")
+    store.put(ImageFile(b"one", PNG, ONE))
+    store.put(ImageFile(b"one", PNG, ONE), ImageFile(b"two", NPY, TWO))
+    store.put()
     assert (store.read(ONE, PNG), store.read(TWO, NPY)) == (b"one", b"two")
     store.delete(ONE, PNG)
     store.delete(ONE, PNG)
@@ -30,8 +30,7 @@ def test_what_is_put_can_be_read_until_it_is_deleted(store_address):
 def test_orphans_go_once_they_are_old_enough(store_address):
     store = Store(store_address)
     assert store.delete_orphans(set, before=later()) == 0
-    for digest in (ONE, TWO, THREE):
-        store.put(digest, PNG, b"content")
+    store.put(*(ImageFile(b"content", PNG, digest) for digest in (ONE, TWO, THREE)))
     assert store.delete_orphans(lambda digests: set(), before=datetime.now(UTC) - timedelta(hours=1)) == 0
     assert store.delete_orphans(lambda digests: {TWO} & set(digests), before=later()) == 2
     assert store.read(TWO, PNG) == b"content"
@@ -39,7 +38,7 @@ def test_orphans_go_once_they_are_old_enough(store_address):
 
 def test_what_was_half_written_is_an_orphan_too(tmp_path):
     store = Store(str(tmp_path))
-    store.put(ONE, PNG, b"one")
+    store.put(ImageFile(b"one", PNG, ONE))
     (tmp_path / ONE[:2] / ".half").write_bytes(b"on")
     assert store.delete_orphans(lambda digests: {ONE}, before=later()) == 1
     assert os.listdir(tmp_path / ONE[:2]) == [f"{ONE}.png"]
@@ -48,13 +47,13 @@ def test_what_was_half_written_is_an_orphan_too(tmp_path):
 def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(QuarantineUnavailableError):
-        Store(str(tmp_path / "file")).put(ONE, PNG, b"one")
+        Store(str(tmp_path / "file")).put(ImageFile(b"one", PNG, ONE))
 
 
 def test_a_server_that_is_not_there_is_unavailable(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(QuarantineUnavailableError):
-        Store("s3://elsewhere/files").put(ONE, PNG, b"one")
+        Store("s3://elsewhere/files").put(ImageFile(b"one", PNG, ONE))
 
 
 def test_an_unknown_kind_of_store_is_a_wrong_setting():
