@@ -14,13 +14,17 @@ RUN python -m venv /opt/lgm \
     && /opt/lgm/bin/pip uninstall --yes pip
 
 FROM python:3.11-slim-bookworm
-RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin lgm
+# What is kept for review outlives the container in a volume there.
+RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin lgm \
+    && install -d -m 700 -o 10001 /var/lib/lgm-guard
 COPY --from=build /opt/lgm /opt/lgm
 ENV PATH=/opt/lgm/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
     LGM_HOST=0.0.0.0 \
-    LGM_PORT=8000
+    LGM_PORT=8000 \
+    LGM_STATE_FOLDER=/var/lib/lgm-guard
+VOLUME /var/lib/lgm-guard
 # It listens to other machines, so it wants API keys (LGM_API_KEYS) or LGM_ALLOW_ANONYMOUS=true, else it does not start.
 USER 10001:10001
 EXPOSE 8000

@@ -16,6 +16,8 @@ import service.dashboard.cli
 from model.errors import LGMGuardError
 from service import keys_cli
 from service.client.errors import ClientError
+from service.quarantine import cli as quarantine_cli
+from service.quarantine.recalibrate_cli import recalibrate_command
 from service.settings import PREFIX, Settings, load_settings, option
 
 USER_ERROR = 2
@@ -46,6 +48,8 @@ app.add_typer(detectors.cli.app)
 app.add_typer(keys_cli.app, name="keys")
 app.add_typer(service.client.cli.app)
 app.add_typer(service.dashboard.cli.app)
+app.add_typer(quarantine_cli.app, name="quarantine")
+app.command("recalibrate")(recalibrate_command)
 
 
 def _print_version(wanted: bool) -> None:

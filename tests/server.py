@@ -14,8 +14,17 @@ TIMEOUT = 120
 class Server:
     """`lgm serve` in a process of its own; its log is read as it comes."""
 
-    def __init__(self, *arguments: str):
-        command = [str(Path(sys.executable).with_name("lgm")), "serve", "--port", "0", "--log-format", "json"]
+    def __init__(self, *arguments: str, wrapper: tuple[str, ...] = ()):
+        """wrapper: a command that becomes the one behind it."""
+        command = [
+            *wrapper,
+            str(Path(sys.executable).with_name("lgm")),
+            "serve",
+            "--port",
+            "0",
+            "--log-format",
+            "json",
+        ]
         self.process = subprocess.Popen([*command, *arguments], stderr=subprocess.PIPE, text=True)
         self.lines: list[dict[str, object]] = []
         self.url = ""

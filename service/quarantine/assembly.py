@@ -9,7 +9,7 @@ from service.quarantine.backlog import Backlog, Captured
 from service.quarantine.capture import Capture, share_of
 from service.quarantine.database import Database
 from service.quarantine.keeping import Kept, keep
-from service.quarantine.places import database_address, store_address
+from service.quarantine.places import place_of
 from service.quarantine.preparing import prepare
 from service.quarantine.quarantine import Quarantine
 from service.quarantine.records import Why
@@ -40,7 +40,8 @@ def ward_of(settings: Settings, metrics: Metrics) -> Ward | None:
     """None where nothing is kept. Connects to nothing yet. Raises SettingsError."""
     if settings.quarantine == "off":
         return None
-    database, store = Database(database_address(settings)), Store(store_address(settings))
+    place = place_of(settings)
+    database, store = Database(place.database), Store(place.store)
     quarantine = Quarantine(database, store)
     backlog = Backlog(capacity=settings.quarantine_queue_capacity, max_bytes=settings.quarantine_queue_bytes)
     metrics.quarantine_queue_depth.set_function(lambda: backlog.num_images)

@@ -94,7 +94,8 @@ class Database:
             return
         with self._lock:
             if not self._current:
-                _make_folder(self._url)
+                if self.dialect == "sqlite":
+                    _make_file(self._url)
                 with self._engine.execution_options(**{WRITES: True}).begin() as connection:
                     _upgrade(connection)
                 self._current = True
@@ -109,21 +110,31 @@ def _checked(address: str) -> URL:
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise SettingsError(f"quarantine_database: {url.get_backend_name()} is not taken; sqlite and postgresql are")
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise SettingsError("quarantine_database: SQLite needs a file, as sqlite:///file")
     if url.drivername == "postgresql":
         return url.set(drivername="postgresql+psycopg")
     return url
 
 
 def _engine_for(url: URL) -> Engine:
-    if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
-        event.listen(engine, "connect", _configure_sqlite)
-        event.listen(engine, "begin", _begin_sqlite)
-        return engine
     try:
-        return create_engine(url, connect_args=POSTGRESQL_ARGUMENTS, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
-    except (ImportError, NoSuchModuleError) as error:
+        return _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql_engine(url)
+    except NoSuchModuleError:
+        raise SettingsError(f"quarantine_database: there is no driver {url.drivername}") from None
+    except ImportError as error:
         raise SettingsError(f"quarantine_database: {error}; pip install 'lgm-guard[postgresql]'") from None
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    return create_engine(url, connect_args=POSTGRESQL_ARGUMENTS, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
 
 
 def _configure_sqlite(connection: Any, record: Any) -> None:
@@ -138,15 +149,15 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _make_folder(url: URL) -> None:
-    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
-        return
-    folder = Path(str(url.database)).parent
+def _make_file(url: URL) -> None:
+    """SQLite's own would be open to every user, and so would what lies beside it, which takes its mode."""
+    path = Path(str(url.database))
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
     except OSError as error:
-        logger.warning("the quarantine's folder %s cannot be made: %s", folder, error.strerror)
-        raise QuarantineUnavailableError("the quarantine's folder cannot be made; the log says why") from None
+        logger.warning("the quarantine's database %s cannot be made: %s", path, error.strerror)
+        raise QuarantineUnavailableError("the quarantine's database cannot be made; the log says why") from None
 
 
 def _upgrade(connection: Connection) -> None:

@@ -52,7 +52,7 @@ def _lock_new(connection: Connection, files: dict[str, ImageFile]) -> list[str]:
     statement = statement.on_conflict_do_update(
         index_elements=[blobs.c.digest], set_={"media_type": statement.excluded.media_type}
     ).returning(blobs.c.digest, blobs.c.put_by)
-    return [digest for digest, put_by in connection.execute(statement).tuples() if put_by == batch]
+    return [digest for digest, put_by in connection.execute(statement) if put_by == batch]
 
 
 def _insert(connection: Connection) -> Any:

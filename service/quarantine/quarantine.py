@@ -110,8 +110,14 @@ class Quarantine:
         """How many of the chosen items are in each state."""
         query = select(items.c.state, func.count()).where(*conditions(chosen)).group_by(items.c.state)
         with self._database.reading() as connection:
-            found = {State(state): count for state, count in connection.execute(query).tuples()}
+            found = {State(state): count for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in State}
+
+    def last_expired(self) -> str | None:
+        """The newest item, by its id, that expired so far."""
+        query = select(func.max(audit.c.item_id)).where(audit.c.action == "expired")
+        with self._database.reading() as connection:
+            return connection.execute(query).scalar()
 
     def close(self) -> None:
         self._database.close()

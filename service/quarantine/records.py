@@ -38,6 +38,10 @@ class Why(StrEnum):
     ALL = "all"
 
 
+# PostgreSQL's text holds every character but one.
+NO_NUL = r"^[^\x00]*$"
+
+
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
@@ -77,15 +81,17 @@ class Filter(Record):
     """Which items: those that fit all that is given."""
 
     state: State | None = Field(default=None, description="The state of the review.")
-    label: str | None = Field(default=None, max_length=256, description="The predicted label.")
-    model: str | None = Field(default=None, max_length=256, description="The model's name.")
-    version: str | None = Field(default=None, max_length=64, description="The model's version.")
+    label: str | None = Field(default=None, max_length=256, pattern=NO_NUL, description="The predicted label.")
+    model: str | None = Field(default=None, max_length=256, pattern=NO_NUL, description="The model's name.")
+    version: str | None = Field(default=None, max_length=64, pattern=NO_NUL, description="The model's version.")
     flagged: bool | None = Field(default=None, description="Whether it was flagged.")
     why: Why | None = Field(default=None, description="Why it was kept.")
     since: AwareDatetime | None = Field(default=None, description="Judged then or later, as 2030-01-31T12:00:00Z.")
     until: AwareDatetime | None = Field(default=None, description="Judged before.")
     p_value_at_most: float | None = Field(default=None, ge=0, le=1, description="The greatest p-value.")
-    request_id: str | None = Field(default=None, max_length=64, description="Of the request that brought it.")
+    request_id: str | None = Field(
+        default=None, max_length=64, pattern=NO_NUL, description="Of the request that brought it."
+    )
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the kept file.")
 
 

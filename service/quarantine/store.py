@@ -118,8 +118,10 @@ def _write_durably(path: str, content: bytes) -> None:
 
 
 def _make_durably(folder: Path) -> None:
+    """With those above it, each for its owner alone."""
     if not folder.is_dir():
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_durably(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
         _sync_folder(folder.parent)
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.errors import InvalidParametersError, MalformedBodyError, MissingPreconditionError, faults_of
 from service.forms import read_body
 from service.quarantine.quarantine import MOST_LISTED
-from service.quarantine.records import AuditLine, Filter, Item, State
+from service.quarantine.records import NO_NUL, AuditLine, Filter, Item, State
 from service.routes.context import runtime_of
 from service.schemas import Problem
 
@@ -37,7 +37,9 @@ class Review(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     state: State
-    reason: str | None = Field(default=None, max_length=2000, description="For whoever reads the audit.")
+    reason: str | None = Field(
+        default=None, max_length=2000, pattern=NO_NUL, description="For whoever reads the audit."
+    )
 
 
 class Audit(BaseModel):

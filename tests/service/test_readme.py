@@ -24,7 +24,12 @@ def rows(heading: str) -> list[list[str]]:
 
 def told_default(name: str) -> str:
     default = Settings.model_fields[name].default
-    special = {"bundle": "the shipped one", "workers": "the container's", "threads": "the container's"}
+    special = {
+        "bundle": "the shipped one",
+        "workers": "the container's",
+        "threads": "the container's",
+        "state_folder": "the user's",
+    }
     return special.get(name, "none" if default is None else f"`{default}`")
 
 
