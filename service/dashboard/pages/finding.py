@@ -72,7 +72,7 @@ def picture(finding: Finding) -> str:
 def said(finding: Finding) -> str:
     clean, attacked = _told(finding.clean), _told(finding.attacked)
     rows = [(escape(name), escape(value), escape(attacked[name])) for name, value in clean.items()]
-    drawn = table((("", ""), ("clean", RIGHT), ("attacked", RIGHT)), rows, label="What is said of it")
+    drawn = table((("figure", ""), ("clean", RIGHT), ("attacked", RIGHT)), rows, label="What is said of it")
     return card("What is said of it", drawn, unit=f"{finding.model} {finding.version[:8]}")
 
 
