@@ -90,10 +90,11 @@ def _serve_command() -> Callable[..., None]:
 def _option_type(name: str, field: FieldInfo) -> Any:
     default = field.get_default(call_default_factory=True, validated_data={})
     kind: Any = bool if field.annotation is bool else str
+    name_or_not = f"{option(name)}/--no-{option(name).removeprefix('--')}" if default is True else option(name)
     return Annotated[
         kind | None,
         typer.Option(
-            option(name),
+            name_or_not,
             help=field.description if default is None else f"{field.description} [default: {default}]",
             envvar=PREFIX + name.upper(),
             metavar=None if kind is bool else _metavar(field),

@@ -110,7 +110,7 @@ def _views(watched: Watched) -> Iterator[tuple[str, Page]]:
     watched.open("/review").get_by_text("Nearest class means").wait_for()
     yield "review", page
     watched.open("/playground").get_by_role("button", name="Sample: 7").click()
-    page.locator("#eps").fill("0.1")
+    page.locator("#eps").fill("0.2")
     page.get_by_text("Was taken for 7").wait_for()
     yield "playground", page
 

@@ -52,6 +52,7 @@ def create_app(options: Options) -> ASGIApp:
     nicegui_app.add_static_files("/static", STATIC_FILES)
     register(state)
     core.app.config.socket_io_js_transports = ["websocket"]
+    core.app.config.quasar_config["loadingBar"]["skipHijack"] = True  # a bar without a name, at every small request
     ui.run_with(
         app,
         title="lgm-guard",

@@ -46,7 +46,7 @@ def nats(value: float | None, *, signed: bool = False) -> str:
 
 def ago(seconds: float) -> str:
     """For an axis of time."""
-    return f"{seconds / 60:.0f} min ago" if seconds >= 120 else f"{seconds:.0f} s ago"
+    return f"{seconds / 60:.2g} min ago" if seconds >= 120 else f"{seconds:.0f} s ago"
 
 
 def rate(value: float) -> str:

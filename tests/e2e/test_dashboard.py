@@ -123,7 +123,7 @@ def test_a_playground_attack_flips_the_label_and_drops_the_likelihood(watched: W
     expect(verdict).to_contain_text("Taken for 7")
     expect(verdict).to_contain_text("not flagged")
     likelihood = page.locator("tr", has_text="Log-likelihood")
-    page.locator("#eps").fill("0.1")
+    page.locator("#eps").fill("0.2")
     expect(verdict).to_contain_text("Was taken for 7, now for")
     clean, attacked = (
         float(text.split()[0].replace("−", "-")) for text in likelihood.locator("td").all_inner_texts()

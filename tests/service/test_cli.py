@@ -169,3 +169,7 @@ def test_a_message_of_several_lines_becomes_one():
 
     result = runner.invoke(command, ["fail"])
     assert (result.exit_code, result.stderr) == (2, "error: first second\n")
+
+
+def test_what_is_on_by_default_can_be_turned_off():
+    assert "--no-dashboard" in CliRunner().invoke(cli.app, ["serve", "--help"]).output

@@ -1,8 +1,6 @@
 """Attack an image and watch label, likelihood and verdict change with eps."""
 
-import asyncio
 import base64
-import binascii
 from collections.abc import Callable
 from html import escape
 from pathlib import Path
@@ -12,24 +10,18 @@ from nicegui.events import GenericEventArguments
 
 from service.client.answers import Model
 from service.client.errors import ClientError
-from service.dashboard import words
-from service.dashboard.charts import plane
-from service.dashboard.findings import MAX_FILE_BYTES, MAX_STEPS, Experiment, Finding, Judged, Sample
+from service.dashboard.findings import MAX_STEPS, Sample
 from service.dashboard.laboratory import ExperimentError
 from service.dashboard.login import STATIC
-from service.dashboard.markup import RIGHT, card, quiet, table, tag
+from service.dashboard.markup import quiet
+from service.dashboard.pages.bench import FIRST_STEPS, Bench
+from service.dashboard.pages.finding import picture_of
 from service.dashboard.shell import Tab, add_page, element, html
 from service.dashboard.state import State
 
 MOST_EPS = 0.3
 EPS_STEP = 0.005
-FIRST_EPS = 0.0
-FIRST_STEPS = 10
 FURTHER_SAMPLES = Path(__file__).parents[1] / "samples"
-DATA_URL = ";base64,"
-MARKS = (
-    '<ul class="legend"><li><i class="spot good"></i>clean</li><li><i class="spot square bad"></i>attacked</li></ul>'
-)
 ATTACKS = {"fgsm": "FGSM: one step", "bim": "BIM: several small steps"}
 
 
@@ -100,66 +92,6 @@ def _further() -> list[Sample]:
     ]
 
 
-class Bench:
-    """What is being tried in one tab, and where it is shown. While an experiment runs only the latest wish waits."""
-
-    def __init__(self, tab: Tab, bundle: Path, image: str):
-        self._laboratory = tab.state.laboratory
-        self.experiment = Experiment(bundle=bundle, image=image, eps=FIRST_EPS, steps=FIRST_STEPS)
-        self._shown: Experiment | None = None
-        self._busy = False
-
-    def place(self) -> None:
-        with element("div", "stack"):
-            self._fault = html("", classes="fault").props("role=alert")
-            self._verdict = html("", classes="card").props("role=status")
-            self._images = html("", classes="card")
-            with element("div", "grid wide"):
-                self._plane = html("", classes="card")
-                self._table = html("", classes="card")
-
-    def change(self, **wish: object) -> asyncio.Task[None]:
-        self.experiment = self.experiment.model_copy(update=wish)
-        return asyncio.create_task(self.update())
-
-    async def update(self) -> None:
-        if self._busy:
-            return
-        self._busy = True
-        try:
-            while self._shown != self.experiment:
-                self._shown = self.experiment
-                await self._perform(self.experiment)
-        finally:
-            self._busy = False
-
-    async def _perform(self, experiment: Experiment) -> None:
-        try:
-            finding = await self._laboratory.perform(experiment)
-        except ExperimentError as error:
-            self._fault.content = escape(str(error))
-            return
-        self._fault.content = ""
-        self._verdict.content = verdict(finding, experiment)
-        self._images.content = images(finding)
-        self._plane.content = picture(finding)
-        self._table.content = said(finding)
-
-    def refuse(self, reason: str) -> None:
-        self._fault.content = escape(reason)
-
-    def take(self, data_url: str) -> None:
-        """An image that the browser sends."""
-        _, _, encoded = data_url.partition(DATA_URL)
-        try:
-            data = base64.b64decode(encoded, validate=True)
-        except (binascii.Error, ValueError):
-            return self.refuse("this is no image file")
-        if not 0 < len(data) <= MAX_FILE_BYTES:
-            return self.refuse(f"an image file may take up to {words.size(MAX_FILE_BYTES)}")
-        self.change(image=encoded)
-
-
 def _pictures(bench: Bench, samples: list[Sample]) -> None:
     with element("section", "card stack", **{"aria-label": "Image"}):
         html('<div class="head"><h2>Image</h2></div>')
@@ -182,7 +114,7 @@ def _sample(bench: Bench, sample: Sample) -> None:
     button = ui.element("button").props("type=button").on("click", lambda: bench.change(image=sample.image))
     button.props.update({"aria-label": f"Sample: {sample.label}", "title": sample.label})
     with button:
-        html(_image(sample.image, ""), tag="span")
+        html(picture_of(sample.image, ""), tag="span")
 
 
 def _controls(bench: Bench) -> None:
@@ -202,7 +134,7 @@ def _controls(bench: Bench) -> None:
             0,
             MOST_EPS,
             EPS_STEP,
-            FIRST_EPS,
+            0,
             lambda value: f"eps {value:.3f}, {255 * value:.0f} of 255 grey levels",
             bench,
         )
@@ -237,84 +169,3 @@ def _slider(
 
     made.on("input", move, throttle=0.05, js_handler="(event) => emit(event.target.value)")
     return box
-
-
-def verdict(finding: Finding, experiment: Experiment) -> str:
-    clean, attacked = finding.clean, finding.attacked
-    if experiment.eps == 0:
-        told = f"Taken for {clean.label}"
-    elif attacked.label == clean.label:
-        told = f"Still taken for {clean.label}"
-    else:
-        told = f"Was taken for {clean.label}, now for {attacked.label}"
-    flagged = tag("flagged", "bad") if attacked.flagged else tag("not flagged", "good")
-    drop = attacked.log_likelihood - clean.log_likelihood
-    moved = "" if experiment.eps == 0 else f" · likelihood {words.nats(drop, signed=True)}"
-    note = (
-        f"p-value {words.p_value(attacked.p_value)}, "
-        f"flagged from {words.p_value(finding.false_alarm_rate)} downwards{moved}"
-    )
-    return f'<div class="verdict"><span>{escape(told)}</span>{flagged}</div><p class="quiet small">{note}</p>'
-
-
-def images(finding: Finding) -> str:
-    magnified = (
-        "none" if finding.magnification is None else f"{finding.magnification:.3g} times magnified; grey is none"
-    )
-    shown = (
-        (finding.image, "The image", f"Image, taken for {finding.clean.label}"),
-        (finding.perturbation, f"What is added, {magnified}", "Perturbation"),
-        (finding.attacked_image, "The attacked image", f"Attacked image, taken for {finding.attacked.label}"),
-    )
-    figures = "".join(
-        f"<figure>{_image(data, alt)}<figcaption>{escape(caption)}</figcaption></figure>"
-        for data, caption, alt in shown
-    )
-    return card("Images", f'<div class="trio">{figures}</div>')
-
-
-def picture(finding: Finding) -> str:
-    clean, attacked = finding.clean, finding.attacked
-    drawn = plane(
-        finding.classes,
-        finding.anchors,
-        clean,
-        attacked,
-        label=f"Class Gaussians and the image's features. Clean nearest to class {clean.nearest[0][0]}, "
-        f"attacked nearest to class {attacked.nearest[0][0]}.",
-    )
-    named = " and ".join([", ".join(finding.anchors[:-1]), finding.anchors[-1]])
-    note = (
-        f"The plane through the means of {named}, out of {finding.num_features} dimensions, with one and two sigma "
-        f"of each class as seen in it; other classes are faint. The attacked features lie "
-        f"{attacked.distance_from_plane:.1f} beside the plane."
-    )
-    return card(
-        "Among the class Gaussians",
-        drawn + MARKS + quiet(note),
-        unit="sigma of features",
-    )
-
-
-def said(finding: Finding) -> str:
-    clean, attacked = _told(finding.clean), _told(finding.attacked)
-    rows = [(escape(name), escape(value), escape(attacked[name])) for name, value in clean.items()]
-    drawn = table((("", ""), ("clean", RIGHT), ("attacked", RIGHT)), rows, label="What is said of it")
-    return card("What is said of it", drawn, unit=f"{finding.model} {finding.version[:8]}")
-
-
-def _told(judged: Judged) -> dict[str, str]:
-    near, distance = judged.nearest[0]
-    return {
-        "Label": judged.label,
-        "Probability": f"{judged.probability:.4f}",
-        "Log-likelihood": words.nats(judged.log_likelihood),
-        "p-value": words.p_value(judged.p_value),
-        "Verdict": "flagged" if judged.flagged else "not flagged",
-        **{f"p-value of {name}": words.p_value(said.p_value) for name, said in judged.evidence.items()},
-        "Nearest class mean": f"{near}, {distance:.2f} away",
-    }
-
-
-def _image(data: str, alt: str) -> str:
-    return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
