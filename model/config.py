@@ -9,24 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from model.errors import ConfigurationError
+from model.fields import CHECKED, Count, NonNegative, Positive, Seed
+from model.loss_config import LossConfig
 from model.losses import known
 from model.mixture import Prior, Variance
-from model.schedule import AddUp, Constant, LinearRamp, Schedule, StepUp
-
-# Strict: a quoted number or a truth value is a slip of the pen, not a number.
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
-
-_checked = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
+from model.overrides import apply, with_loss
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class DataConfig:
     """Which images, where they lie, and how they are parted.
 
@@ -48,7 +42,7 @@ class DataConfig:
     left_out: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class NetworkConfig:
     """Backbone by name (see model/backbones.py), its width, and the number of features d."""
 
@@ -57,7 +51,7 @@ class NetworkConfig:
     num_features: Count = 64
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class MixtureConfig:
     """The class Gaussians; see GaussianMixture. num_classes, where given, must be that of the data."""
 
@@ -69,87 +63,7 @@ class MixtureConfig:
     num_classes: Count | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
-class SteppedConfig:
-    """step-up multiplies by gamma, add-up adds gamma, every so many training steps, clamped."""
-
-    policy: Literal["step-up", "add-up"]
-    start: NonNegative
-    gamma: NonNegative
-    every: Count
-    minimum: NonNegative = 0.0
-    maximum: NonNegative = 1e9
-
-    def __post_init__(self) -> None:
-        if self.minimum > self.maximum:
-            raise ValueError(f"minimum {self.minimum:g} is above maximum {self.maximum:g}")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
-class RampConfig:
-    """A straight line from start to stop over the first epochs."""
-
-    policy: Literal["linear"]
-    start: NonNegative
-    stop: NonNegative
-    epochs: Positive
-
-
-def _kind(value: Any) -> str | None:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return "number"
-    return value.get("policy") if isinstance(value, dict) else getattr(value, "policy", None)
-
-
-ScheduleConfig = Annotated[
-    Annotated[NonNegative, Tag("number")]
-    | Annotated[SteppedConfig, Tag("step-up")]
-    | Annotated[SteppedConfig, Tag("add-up")]
-    | Annotated[RampConfig, Tag("linear")],
-    Discriminator(
-        _kind,
-        custom_error_type="schedule",
-        custom_error_message="must be a number of zero or more, or a table whose policy is step-up, add-up or linear",
-    ),
-]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
-class LossConfig:
-    """Which loss (see model/losses/known.py) and its options.
-
-    alpha, lambda: L-GM's margin and likelihood weight, numbers or schedules. The others are rivals' options; None
-    leaves a loss its own default, and what a loss does not have is refused. teacher: a finished checkpoint.
-    """
-
-    name: str = known.DEFAULT
-    alpha: ScheduleConfig = 0.1
-    lambda_: ScheduleConfig = Field(default=0.1, alias="lambda")
-    margin: NonNegative | None = None
-    second_margin: NonNegative | None = None
-    scale: Positive | None = None
-    temperature: Positive | None = None
-    smoothing: NonNegative | None = None
-    noise: NonNegative | None = None
-    weight: NonNegative | None = None
-    centre_rate: NonNegative | None = None
-    epsilon: Positive | None = None
-    annealing: NonNegative | None = None
-    teacher: str | None = None
-
-    def __post_init__(self) -> None:
-        schedules = {name for name, value in (("alpha", self.alpha), ("lambda", self.lambda_)) if value != 0.1}
-        known.check_options(self.name, schedules | self.options.keys())
-        if self.name == "distillation" and self.teacher is None:
-            raise ConfigurationError("loss.teacher: distillation needs a finished checkpoint to learn from")
-
-    @property
-    def options(self) -> dict[str, float | str]:
-        """The rival's options that were given."""
-        return {name: value for name in known.RIVAL_OPTIONS if (value := getattr(self, name)) is not None}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class AugmentationConfig:
     """Random changes of training images; zero switches one off.
 
@@ -165,7 +79,7 @@ class AugmentationConfig:
     shear: Annotated[float, Field(ge=0, lt=90, strict=True)] = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class AdversarialConfig:
     """Training on attacked images (see model/adversarial.py); eps = 0, the default, switches it off.
 
@@ -183,7 +97,7 @@ class AdversarialConfig:
     random_start: bool = True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class OptimizerConfig:
     """SGD with Nesterov momentum or AdamW, and the course of the learning rate.
 
@@ -204,7 +118,7 @@ class OptimizerConfig:
     clip_gradient_norm: Positive | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class TrainingConfig:
     """Length, seed, device; precision "auto" is bfloat16 on CUDA devices that have it, else float32."""
 
@@ -216,7 +130,7 @@ class TrainingConfig:
     channels_last: bool = True
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
+@dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class Config:
     """One training run."""
 
@@ -276,41 +190,8 @@ def load_config(path: Path, overrides: Sequence[str] = (), *, loss: str | None =
     if loss is not None:
         values = with_loss(values, loss)
     for override in overrides:
-        _apply(values, override)
+        apply(values, override)
     return parse_config(values)
-
-
-def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """The tables with another loss: its own defaults but for L-GM's schedules, and a run's name that says so.
-
-    A rival's Gaussians are fitted after training, and unit variances would fit nothing: they become diagonal.
-    """
-    kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in values.get("loss", {})]
-    changed = {**values, "loss": {"name": name, **{option: values["loss"][option] for option in kept}}}
-    if name != known.DEFAULT:
-        changed["name"] = f"{values.get('name')}-{name}"
-    mixture = values.get("mixture", {})
-    if name in known.RIVALS and mixture.get("variance", "unit") == "unit":
-        changed["mixture"] = {**mixture, "variance": "diagonal"}
-    return changed
-
-
-def build_schedule(config: ScheduleConfig, steps_per_epoch: int) -> Schedule:
-    """The schedule over training steps that a number or a table stands for."""
-    match config:
-        case RampConfig(start=start, stop=stop, epochs=epochs):
-            return LinearRamp(start=start, stop=stop, num_steps=max(1, round(epochs * steps_per_epoch)))
-        case SteppedConfig():
-            kind = StepUp if config.policy == "step-up" else AddUp
-            return kind(
-                start=config.start,
-                gamma=config.gamma,
-                every=config.every,
-                minimum=config.minimum,
-                maximum=config.maximum,
-            )
-        case value:
-            return Constant(value)
 
 
 def _validated(validate: Callable[[Any], _Checked], values: Mapping[str, Any]) -> _Checked:
@@ -319,29 +200,6 @@ def _validated(validate: Callable[[Any], _Checked], values: Mapping[str, Any]) -
     except ValidationError as error:
         problems = [f"{_key(problem['loc'])}: {problem['msg']}" for problem in error.errors()]
         raise ConfigurationError("configuration refused: " + "; ".join(problems)) from None
-
-
-def set_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The tables with another value at table.key; what was given is not changed."""
-    table, dot, rest = key.partition(".")
-    if not dot:
-        return {**values, key: value}
-    return {**values, table: set_value(values.get(table, {}), rest, value)}
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigurationError(f"override {override!r} must look like table.key=value")
-    *tables, last = key.strip().split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise ConfigurationError(f"override {override!r}: {table} is not a table")
-    try:
-        values[last] = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        values[last] = text.strip()
 
 
 def _key(location: tuple[int | str, ...]) -> str:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.config import LossConfig, build_schedule
 from model.data import ImageSet, to_unit
 from model.errors import CheckpointError, ConfigurationError
+from model.loss_config import LossConfig, build_schedule
 from model.losses.base import RivalLoss
 from model.losses.distillation import DistillationLoss
 from model.losses.known import RIVALS

@@ -54,11 +54,7 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
     network, criterion, optimizer = _learners(config, splits)
     if previous is not None:
         _check_same_data(previous, start.split_digests, output)
-        network.load_state_dict(previous.network)
-        optimizer.load_state_dict(previous.optimizer)
-        criterion.step = previous.loss_step
-        if isinstance(criterion, RivalLoss):
-            criterion.load_state_dict(previous.criterion)
+        _take_up(previous, network, criterion, optimizer)
     checkpoint = previous or start
 
     reporter.start(config, _steps_per_epoch(config, splits.train), checkpoint.history)
@@ -66,14 +62,7 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
         started = time.monotonic()
         report = train_epoch(network, criterion, optimizer, splits.train, config, epoch, reporter)
         held_out = accuracy(network, splits.calibration, classifier_of(network, criterion))
-        seconds = time.monotonic() - started
-        row = {
-            "epoch": epoch + 1.0,
-            **report.figures(),
-            "held_out_accuracy": held_out,
-            "seconds": seconds,
-            "threads": float(torch.get_num_threads()),
-        }
+        row = _row(epoch, report, held_out, seconds=time.monotonic() - started)
         reporter.finish_epoch(row)
         last = epoch + 1 == config.training.epochs
         if last and isinstance(criterion, RivalLoss):
@@ -106,6 +95,26 @@ def _learners(config: Config, splits: Splits) -> tuple[Network, Criterion, torch
     criterion = build_criterion(config.loss, network, steps_per_epoch=steps_per_epoch)
     optimizer = build_optimizer(network, config.optimizer, classifier=learned_beside(criterion))
     return network, criterion, optimizer
+
+
+def _row(epoch: int, report: Report, held_out_accuracy: float, *, seconds: float) -> dict[str, float]:
+    """What the history keeps of an epoch."""
+    return {
+        "epoch": epoch + 1.0,
+        **report.figures(),
+        "held_out_accuracy": held_out_accuracy,
+        "seconds": seconds,
+        "threads": float(torch.get_num_threads()),
+    }
+
+
+def _take_up(previous: Checkpoint, network: Network, criterion: Criterion, optimizer: torch.optim.Optimizer) -> None:
+    """Go on where a checkpoint was saved."""
+    network.load_state_dict(previous.network)
+    optimizer.load_state_dict(previous.optimizer)
+    criterion.step = previous.loss_step
+    if isinstance(criterion, RivalLoss):
+        criterion.load_state_dict(previous.criterion)
 
 
 def _fresh_checkpoint(config: Config, splits: Splits, command: str) -> Checkpoint:
@@ -172,12 +181,16 @@ def train_epoch(
             correct = (classify(features).argmax(1) == labels).sum()
         report.add(terms, correct, len(labels), alpha=alpha, lambda_=lambda_, learning_rate=rate)
         reporter.step(epoch, step, report)
+    _check_finite(report, epoch)
+    return report
+
+
+def _check_finite(report: Report, epoch: int) -> None:
     if not math.isfinite(report.figures()["loss"]):
         raise DivergenceError(
             f"the loss is no longer finite in epoch {epoch + 1}: lower optimizer.learning_rate, "
             "or set optimizer.clip_gradient_norm"
         )
-    return report
 
 
 @torch.inference_mode()

@@ -11,8 +11,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from detectors.evaluation.attacks import check_attack
-from model.config import Config, parse_config, set_value, with_loss
+from model.config import Config, parse_config
 from model.errors import ConfigurationError, LGMGuardError
+from model.overrides import set_value, with_loss
 
 _checked = ConfigDict(extra="forbid")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]

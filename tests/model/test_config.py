@@ -6,18 +6,10 @@ from typing import Any
 import pytest
 
 import model
-from model.config import (
-    Config,
-    RampConfig,
-    SteppedConfig,
-    build_schedule,
-    dump_config,
-    load_config,
-    parse_config,
-    parse_data_config,
-    set_value,
-)
+from model.config import Config, dump_config, load_config, parse_config, parse_data_config
 from model.errors import ConfigurationError, DataError
+from model.loss_config import RampConfig, SteppedConfig, build_schedule
+from model.overrides import set_value
 from model.schedule import AddUp, Constant, LinearRamp, StepUp
 from model.train import train
 from model.training_log import RunLog, Silent

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
-from model.config import Config, dump_config, parse_config, with_loss
+from model.config import Config, dump_config, parse_config
 from model.criterion import classifier_of, fit_gaussians, restore_criterion
 from model.data import load_splits, to_unit
 from model.errors import CheckpointError, ConfigurationError
 from model.losses.known import GAUSSIAN, LOSSES, RIVALS
 from model.network import Network
+from model.overrides import with_loss
 from model.train import accuracy, train
 from model.training_log import Silent
 

@@ -9,10 +9,11 @@ import torch
 
 import model
 from model.checkpoint import build_network
-from model.config import build_schedule, load_config
+from model.config import load_config
 from model.criterion import build_criterion
 from model.data import ImageSet
 from model.images import ImageFormat
+from model.loss_config import build_schedule
 from model.optimizer import build_optimizer, learning_rate
 from model.train import train_epoch
 from model.training_log import Silent

@@ -196,6 +196,7 @@ UNIMPORTABLE = """
 import sys
 unwanted = "detectors.evaluation torchattacks torchvision sklearn tensorboard torch.utils.tensorboard".split()
 unwanted += "detectors.export onnx onnxscript onnxruntime grpc opentelemetry.sdk opentelemetry.exporter".split()
+unwanted += ["detectors.comparison", "pytorch_metric_learning"]
 for name in unwanted:
     sys.modules[name] = None
 import service.cli, service.server
