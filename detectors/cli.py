@@ -148,11 +148,11 @@ def describe(
     """Tell what a bundle or a checkpoint holds: classes, data, configuration, figures."""
     facts = _bundle_facts(path) if (path / MANIFEST).exists() else _checkpoint_facts(path)
     if as_json:
-        typer.echo(json.dumps(facts, indent=2))
+        typer.echo(json.dumps(facts, indent=2, default=str))
         return
     table = Table(show_header=False)
     for name, value in facts.items():
-        table.add_row(name, value if isinstance(value, str) else json.dumps(value, indent=1))
+        table.add_row(name, value if isinstance(value, str) else json.dumps(value, indent=1, default=str))
     Console().print(table)
 
 

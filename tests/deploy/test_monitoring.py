@@ -54,9 +54,7 @@ def expressions() -> dict[str, str]:
 @pytest.mark.parametrize(("where", "expression"), expressions().items())
 def test_every_series_that_is_named_is_exported(where, expression):
     named = {name for name in series_of(expression) if not name.startswith(FROM_THE_GPU_EXPORTER)}
-    quarantine = {name for name in named if name.startswith("lgm_quarantine_")}
-    assert quarantine <= {f"lgm_quarantine_{name}" for name in ("total", "queue_depth", "bytes", "items")}
-    assert named - quarantine <= {*exported(), *RECORDED, *FOREIGN}
+    assert named <= {*exported(), *RECORDED, *FOREIGN}
 
 
 def test_the_names_in_an_expression_are_found():

@@ -87,7 +87,7 @@ def test_the_card_names_its_commands_and_how_it_was_made(fitted: tuple[Path, Res
     assert card.startswith("# digits-5\n")
     (commands,) = re.findall(r"```sh\n(.*?)\n```", card, re.DOTALL)
     assert commands.splitlines()[0] == "lgm train digits.toml"
-    assert commands.splitlines()[1].startswith("lgm ")
+    assert commands.splitlines()[1].split()[0] == "lgm"
     assert "Seed 1, 6 epochs" in card
     assert "10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9), images of 8 x 8 pixels with 1 channel," in card
     assert "false-alarm rate of 5.00% for each predicted class" in card
@@ -103,7 +103,11 @@ def test_the_card_names_its_commands_and_how_it_was_made(fitted: tuple[Path, Res
         (["--data", "mnist", "--data-dir", "/nowhere"], DataError, "LGM_DATA_DIR"),
         (["--device", "toaster"], ConfigurationError, "'toaster' is not known"),
         (["--detectors", "likelihod"], ConfigurationError, "unknown detector 'likelihod'; there are likelihood, "),
-        (["--beside", "layers"], ConfigurationError, "each named once, got likelihood, layers, residual, layers"),
+        (
+            ["--beside", "layers"],
+            ConfigurationError,
+            "each named once, got .*, margin, layers",
+        ),
         (["--detectors", ""], ConfigurationError, "at least one"),
     ],
 )

@@ -13,11 +13,11 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from service.judgements import Floats
-from service.quarantine import Quarantine
 from service.quarantine.database import Database
 from service.quarantine.files import write_image
 from service.quarantine.identity import new_id
 from service.quarantine.keeping import Kept, keep
+from service.quarantine.quarantine import Quarantine
 from service.quarantine.records import Item, State, Why
 from service.quarantine.store import Store
 from service.schemas import DetectorSays

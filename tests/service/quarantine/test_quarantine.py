@@ -17,10 +17,11 @@ from service.errors import (
     TransitionError,
     UnknownItemError,
 )
-from service.quarantine import Filter, Quarantine, State, Why
+from service.quarantine import Filter, State, Why
 from service.quarantine.database import HEAD, MIGRATIONS, Database
 from service.quarantine.files import write_image
 from service.quarantine.keeping import Kept, keep
+from service.quarantine.quarantine import Quarantine
 from service.quarantine.records import TRANSITIONS
 from service.quarantine.store import Store
 from tests.service.quarantine.conftest import NOON, made_item, noise

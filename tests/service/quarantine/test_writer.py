@@ -8,9 +8,9 @@ import pytest
 
 from service.errors import QuarantineUnavailableError
 from service.metrics import Metrics
-from service.quarantine import Quarantine
 from service.quarantine.backlog import Backlog
 from service.quarantine.database import Database
+from service.quarantine.quarantine import Quarantine
 from service.quarantine.retention import Retention
 from service.quarantine.store import Store
 from service.quarantine.upkeep import Upkeep
