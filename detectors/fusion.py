@@ -104,10 +104,14 @@ class Fusion(nn.Module):
 
     def forward(self, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Fused scores in nats from the scores (n,) of each detector by name; higher = more suspicious."""
+        return self.surprises(scores, class_index).logsumexp(0)
+
+    def surprises(self, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, "e n"]:
+        """The surprise at each detector's scores, in the order of `names`."""
         num_classes = len(self.surprise.tails) // len(self.names)
         stacked, rows = stack_rows([scores[name] for name in self.names], class_index, num_classes)
         surprises: Tensor = self.surprise(stacked, rows)
-        return surprises.view(len(self.names), -1).logsumexp(0)
+        return surprises.view(len(self.names), -1)
 
 
 def stack_rows(

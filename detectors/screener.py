@@ -129,8 +129,12 @@ class Screener(nn.Module):
 
     def suspect(self, evidence: Evidence) -> Float[Tensor, " n"]:
         """The fused score of evidence that was gathered already; only detectors that decide are asked."""
+        return self.surprises(evidence).logsumexp(0)
+
+    def surprises(self, evidence: Evidence) -> Float[Tensor, "e n"]:
+        """What each detector that decides makes of the evidence, in nats; who sees inside attacks these."""
         scores = {name: self.detectors[name](evidence) for name in self.fusion.names}
-        return cast(Tensor, self.fusion(scores, evidence.class_index))
+        return cast(Fusion, self.fusion).surprises(scores, evidence.class_index)
 
     def p_value(self, suspicion: Float[Tensor, " n"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The verdict's p-value of fused scores and predicted classes; small = suspicious. Without a gradient."""

@@ -1,6 +1,6 @@
 """Which way an attack that knows the detector goes: a moment -> ascent directions (m, c, h, w).
 
-L(x) = log sum_{j != y} p(x, j) - log p(x, y) is the classifier's loss; g(x) is the screener's suspicion. Gradients
+L(x) = log sum_{j != y} p(x, j) - log p(x, y) is the classifier's loss; g(x) is what the detectors say. Gradients
 are normalised per image: nothing ties the scale of g to that of L.
 """
 
@@ -120,8 +120,12 @@ def loss(look: Look) -> Float[Tensor, " m"]:
 
 
 def suspicion(look: Look) -> Float[Tensor, " m"]:
-    """g: it rises towards a flag."""
-    return _led_back(look.suspicion)
+    """g: it rises towards a flag. The sum of the detectors' surprises, where the verdict takes their logsumexp.
+
+    The gradient of the verdict itself is that of the loudest detector, and calming one wakes another: on the shipped
+    MNIST bundle it brings 5 of 100 images through where the sum's brings 18 (selective, 200 steps, linf 0.3).
+    """
+    return _led_back(look.alarm)
 
 
 def margin_loss(log_joint: Float[Tensor, "m k"], labels: Int[Tensor, " m"]) -> Float[Tensor, " m"]:

@@ -17,14 +17,16 @@ from detectors.screener import Screener
 class Look:
     """One forward pass of the screener over m candidates with true labels (m,).
 
-    evidence and suspicion (m,), higher = more suspicious, lead back to images, a leaf of their graph, where
-    gradients are enabled. wrong (m,) where the class is not the label; p_value (m,) the verdict's.
+    evidence, suspicion (m,) and alarm (m,) lead back to images, a leaf of their graph, where gradients are enabled.
+    suspicion is the verdict's score, alarm the sum of the detectors' surprises; higher = more suspicious. wrong (m,)
+    where the class is not the label; p_value (m,) the verdict's.
     """
 
     images: Float[Tensor, "m c h w"]
     labels: Int[Tensor, " m"]
     evidence: Evidence
     suspicion: Float[Tensor, " m"]
+    alarm: Float[Tensor, " m"]
     wrong: Bool[Tensor, " m"]
     p_value: Float[Tensor, " m"]
 
@@ -40,12 +42,14 @@ def look_at(screener: Screener, images: Float[Tensor, "m c h w"], labels: Int[Te
     """Class, suspicion and p-value from a single pass: the dearest thing that an attack does."""
     leaf = images.detach().requires_grad_()
     evidence = screener.gather(leaf)
-    suspicion = screener.suspect(evidence)
+    surprises = screener.surprises(evidence)
+    suspicion = surprises.logsumexp(0)
     return Look(
         images=leaf,
         labels=labels,
         evidence=evidence,
         suspicion=suspicion,
+        alarm=surprises.sum(0),
         wrong=evidence.class_index != labels,
         p_value=screener.p_value(suspicion, evidence.class_index).float(),
     )

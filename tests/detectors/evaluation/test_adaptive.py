@@ -117,7 +117,7 @@ def plain_gradients(screener: Screener, images: Tensor, labels: Tensor) -> tuple
         return found / found.flatten(1).norm(dim=1).clamp_min(1e-30).view(-1, 1, 1, 1)
 
     wrong = (screener.screen(images).class_index != labels).view(-1, 1, 1, 1)
-    return wrong, gradient(classifier), gradient(screener.suspicion)
+    return wrong, gradient(classifier), gradient(lambda asked: screener.surprises(screener.gather(asked)).sum(0))
 
 
 def plain_direction(name: str, weight: float, wrong: Tensor, classifier: Tensor, suspicion: Tensor) -> Tensor:
