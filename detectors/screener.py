@@ -134,7 +134,7 @@ class Screener(nn.Module):
     def surprises(self, evidence: Evidence) -> Float[Tensor, "e n"]:
         """What each detector that decides makes of the evidence, in nats; who sees inside attacks these."""
         scores = {name: self.detectors[name](evidence) for name in self.fusion.names}
-        return cast(Fusion, self.fusion).surprises(scores, evidence.class_index)
+        return self.fusion.surprises(scores, evidence.class_index)
 
     def p_value(self, suspicion: Float[Tensor, " n"], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The verdict's p-value of fused scores and predicted classes; small = suspicious. Without a gradient."""
