@@ -351,7 +351,7 @@ def test_without_the_extra_it_says_what_to_install():
 
 
 def test_sigterm_under_load_fails_no_call(digits_bundle, images):
-    server = Server("--bundle", str(digits_bundle), "--workers", "1", "--drain-seconds", "1", "--grpc-port", "0")
+    server = Server("--bundle", str(digits_bundle), "--workers", "1", "--drain-seconds", "3", "--grpc-port", "0")
     server.await_ready()
     sending = threading.Semaphore(0)
     request = raw(images)
