@@ -18,9 +18,14 @@ def judge(url: str, name: str) -> None:
     assert answer.status_code == 200
 
 
+def look(url: str) -> Snapshot:
+    return Snapshot.model_validate_json(httpx.get(f"{url}/v1/monitor", timeout=TIMEOUT).content)
+
+
 def test_what_was_judged_is_told_at_once_and_streamed(shipped_server: Server) -> None:
     url = shipped_server.url
-    before = Snapshot.model_validate_json(httpx.get(f"{url}/v1/monitor", timeout=TIMEOUT).content)
+    while not (before := look(url)).models:  # one a second: the last may be older than the model
+        pass
     for name in ("seven.png", "ankle-boot.png"):
         judge(url, name)
     with httpx.stream("GET", f"{url}/v1/monitor/stream", timeout=TIMEOUT) as response:

@@ -44,6 +44,9 @@ def plain(digits_screener: Screener, batch: tuple[Tensor, Tensor]) -> tuple[Tens
         posterior = digits_screener.network(asked).log_joint.double().softmax(1)[0, label]
         return ((1 - posterior) / posterior).log()
 
+    def alarm(asked: Tensor) -> Tensor:
+        return digits_screener.surprises(digits_screener.gather(asked)).sum()
+
     def gradient(value: Callable[[Tensor, Tensor], Tensor], row: int) -> Tensor:
         asked = images[row : row + 1].clone().requires_grad_()
         (found,) = torch.autograd.grad(value(asked, labels[row]), asked)
@@ -52,7 +55,7 @@ def plain(digits_screener: Screener, batch: tuple[Tensor, Tensor]) -> tuple[Tens
     rows = range(len(images))
     return (
         torch.cat([gradient(classifier, row) for row in rows]),
-        torch.cat([gradient(lambda asked, label: digits_screener.suspicion(asked).sum(), row) for row in rows]),
+        torch.cat([gradient(lambda asked, label: alarm(asked), row) for row in rows]),
     )
 
 
@@ -148,8 +151,8 @@ def test_a_score_without_a_gradient_is_named(
     name: str, digits_screener: Screener, batch: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even where the classifier's loss has one."""
-    fused = digits_screener.fusion.forward
-    monkeypatch.setattr(digits_screener.fusion, "forward", lambda *given: fused(*given).detach())
+    surprises = digits_screener.fusion.surprises
+    monkeypatch.setattr(digits_screener.fusion, "surprises", lambda *given: surprises(*given).detach())
     moment = Moment(screener=digits_screener, look=look_at(digits_screener, *batch), weight=1.0, draws=1, rank=0)
     with pytest.raises(AttackError, match="has no gradient: attack it by random-search"):
         getattr(directions, name)(moment)
