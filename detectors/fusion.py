@@ -104,7 +104,7 @@ class Fusion(nn.Module):
 
     def forward(self, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Fused scores in nats from the scores (n,) of each detector by name; higher = more suspicious."""
-        return self.surprises(scores, class_index).logsumexp(0)
+        return combine(self.surprises(scores, class_index))
 
     def surprises(self, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, "e n"]:
         """The surprise at each detector's scores, in the order of `names`."""
@@ -112,6 +112,11 @@ class Fusion(nn.Module):
         stacked, rows = stack_rows([scores[name] for name in self.names], class_index, num_classes)
         surprises: Tensor = self.surprise(stacked, rows)
         return surprises.view(len(self.names), -1)
+
+
+def combine(surprises: Float[Tensor, "e n"]) -> Float[Tensor, " n"]:
+    """The fused score, log sum exp over detectors, in nats."""
+    return surprises.logsumexp(0)
 
 
 def stack_rows(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from detectors.base import Detector, Evidence, gather_evidence
 from detectors.calibration import ConformalCalibration
-from detectors.fusion import Fusion, stack_rows
+from detectors.fusion import Fusion, combine, stack_rows
 from model import gaussian
 from model.data import to_unit
 from model.errors import BundleError, ImageError
@@ -129,7 +129,7 @@ class Screener(nn.Module):
 
     def suspect(self, evidence: Evidence) -> Float[Tensor, " n"]:
         """The fused score of evidence that was gathered already; only detectors that decide are asked."""
-        return self.surprises(evidence).logsumexp(0)
+        return combine(self.surprises(evidence))
 
     def surprises(self, evidence: Evidence) -> Float[Tensor, "e n"]:
         """What each detector that decides makes of the evidence, in nats; who sees inside attacks these."""

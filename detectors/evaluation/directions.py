@@ -122,8 +122,8 @@ def loss(look: Look) -> Float[Tensor, " m"]:
 def suspicion(look: Look) -> Float[Tensor, " m"]:
     """g: it rises towards a flag. The sum of the detectors' surprises, where the verdict takes their logsumexp.
 
-    The gradient of the verdict itself is that of the loudest detector, and calming one wakes another: on the shipped
-    MNIST bundle it brings 5 of 100 images through where the sum's brings 18 (selective, 200 steps, linf 0.3).
+    The gradient of the verdict itself is that of the loudest detector, and calming one wakes another: it brings far
+    fewer images through.
     """
     return _led_back(look.alarm)
 

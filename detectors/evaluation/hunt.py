@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from detectors.base import Evidence
+from detectors.fusion import combine
 from detectors.screener import Screener
 
 
@@ -43,7 +44,7 @@ def look_at(screener: Screener, images: Float[Tensor, "m c h w"], labels: Int[Te
     leaf = images.detach().requires_grad_()
     evidence = screener.gather(leaf)
     surprises = screener.surprises(evidence)
-    suspicion = surprises.logsumexp(0)
+    suspicion = combine(surprises)
     return Look(
         images=leaf,
         labels=labels,
