@@ -12,7 +12,7 @@ from model.config import AugmentationConfig
 def augment(
     images: Float[Tensor, "n c h w"], config: AugmentationConfig, generator: torch.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Affine change, then padded random crop, then mirror: each only where the configuration asks for it."""
+    """Affine change, padded random crop, mirror, erased square: each only where the configuration asks for it."""
     if config.rotation or config.translation or config.scale or config.shear:
         images = _affine(images, config, generator)
     if config.pad:
@@ -20,6 +20,8 @@ def augment(
     if config.mirror:
         flipped = torch.rand(len(images), generator=generator) < 0.5
         images = torch.where(flipped.to(images.device).view(-1, 1, 1, 1), images.flip(3), images)
+    if config.erase:
+        images = _erase(images, config.erase, generator)
     return images
 
 
@@ -56,3 +58,14 @@ def _crop(images: Float[Tensor, "n c h w"], pad: int, generator: torch.Generator
     columns = (offsets[1] + torch.arange(width)).to(images.device)
     batch = torch.arange(count, device=images.device).view(-1, 1, 1)
     return padded.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def _erase(images: Float[Tensor, "n c h w"], side: int, generator: torch.Generator) -> Float[Tensor, "n c h w"]:
+    """Zero a square around a pixel of each image; at the border part of it falls outside, as in the paper."""
+    count, _, height, width = images.shape
+    centres = torch.rand(2, count, 1, generator=generator) * torch.tensor([height, width]).view(2, 1, 1)
+    first = centres.long() - side // 2
+    rows, columns = torch.arange(height) - first[0], torch.arange(width) - first[1]
+    inside_rows, inside_columns = (rows >= 0) & (rows < side), (columns >= 0) & (columns < side)
+    inside = inside_rows.unsqueeze(2) & inside_columns.unsqueeze(1)
+    return images.masked_fill(inside.unsqueeze(1).to(images.device), 0.0)

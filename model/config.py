@@ -69,6 +69,7 @@ class AugmentationConfig:
 
     pad: zero padding in pixels before a random crop back; mirror: left-right with probability 1/2;
     rotation in degrees, translation and scale as shares, shear in degrees: each uniform in [-x, x].
+    erase: side in pixels of a square set to zero around a random pixel (Cutout, DeVries and Taylor 2017).
     """
 
     pad: Annotated[int, Field(ge=0, strict=True)] = 0
@@ -77,6 +78,7 @@ class AugmentationConfig:
     translation: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     scale: Annotated[float, Field(ge=0, lt=1, strict=True)] = 0.0
     shear: Annotated[float, Field(ge=0, lt=90, strict=True)] = 0.0
+    erase: Annotated[int, Field(ge=0, strict=True)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)

@@ -45,6 +45,7 @@ def test_nothing_configured_changes_nothing() -> None:
         AugmentationConfig(translation=0.5),
         AugmentationConfig(scale=0.5),
         AugmentationConfig(shear=45.0),
+        AugmentationConfig(erase=4),
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
@@ -142,3 +143,15 @@ def test_shear_slides_rows_along_themselves() -> None:
     limit = 10 * float(torch.tan(torch.deg2rad(torch.tensor(20.0))))
     assert place[:, 1].abs().max() <= limit + 0.2
     assert place[:, 1].abs().max() > 0.9 * limit
+
+
+def test_erasing_zeroes_one_square_around_a_pixel_of_the_image() -> None:
+    side = 5
+    changed = augment(torch.ones(2000, 3, 12, 16), AugmentationConfig(erase=side), generator())
+    gone = changed == 0
+    assert torch.equal(gone[:, 0], gone[:, 2])
+    rows, columns = gone[:, 0].any(2).sum(1), gone[:, 0].any(1).sum(1)
+    assert torch.equal(gone[:, 0].sum((1, 2)), rows * columns)  # a rectangle
+    assert (int(rows.min()), int(rows.max())) == (side // 2 + 1, side)  # cut off at the border, never wholly out
+    assert (int(columns.min()), int(columns.max())) == (side // 2 + 1, side)
+    assert bool(gone[:, 0].any(0).all())  # every pixel is erased sometimes
