@@ -3,14 +3,15 @@
 Legend: n inputs, k classes, d features, v variances a class (1 or d), z the true class of an input. With the
 margined posterior p, r = p - [k = z], g and h the incoming gradients of L_cls and L_lkd, w = mu / lambda:
 
-    dL/dx_i          = g_i sum_k r_ik (mu_k - x_i) / lambda_k + t_i (x_i - mu_z) / lambda_z
-    dL/dmu_k         = sum_i g_i r_ik (x_i - mu_k) / lambda_k - sum_(z = k) t_i (x_i - mu_z) / lambda_z
-    dL/dlog lambda_k = sum_i g_i r_ik [(x_i - mu_k)^2 / lambda_k - 1] / 2
-                       + sum_(z = k) [h_i - t_i (x_i - mu_z)^2 / lambda_z] / 2
+    R_ik             = g_i r_ik - [k = z] t_i
+    dL/dx_i          = -sum_k R_ik (x_i - mu_k) / lambda_k
+    dL/dmu_k         = sum_i R_ik (x_i - mu_k) / lambda_k
+    dL/dlog lambda_k = sum_i R_ik [(x_i - mu_k)^2 / lambda_k - 1] / 2 + sum_(z = k) [h_i - t_i] / 2
     t_i = h_i - alpha g_i r_iz: how hard the margin and the likelihood term pull x_i and mu_z together
 
-r is the only (n, k) matrix; forward makes it in place of the scores. A form that never holds it, or one
-sharded by class, replaces `_cross_entropy_` and makes r block by block from scores and normaliser.
+p is the only (n, k) matrix; forward makes it in place of the scores and backward turns it into R by writing
+n entries. A form that never holds it, or one sharded by class, replaces `_cross_entropy_` and makes p block by
+block from scores and normaliser.
 
 Up to some thousand classes the small operations weigh as much as the products, which push their code out of
 the cache. So they are few: factors ride along in `value` and `alpha`, and a single block is not sliced.
@@ -38,11 +39,13 @@ class Classes(NamedTuple):
     half_log_determinants: Tensor | None
 
 
-class TrueClass(NamedTuple):
-    """(x - mu_z) / lambda_z (n, d) and twice d_z by variance (n, v): from differences, so exact."""
+class Pull(NamedTuple):
+    """What makes R of r: R_iz and its part -t_i, and h_i - t_i, each (n, 1); `scale` multiplies all of R."""
 
-    scaled: Tensor
-    distances: Tensor
+    entry: Tensor
+    tension: Tensor
+    slack: Tensor
+    scale: Tensor | float
 
 
 class LGMTerms(torch.autograd.Function):
@@ -73,17 +76,16 @@ class LGMMeans(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        grad_cls, grad_lkd = _of_terms(*gradients, lambda_=ctx.lambda_, share=1 / ctx.shape[0])
-        return None, *_backward(ctx, grad_cls.expand(ctx.shape), grad_lkd), None, None, None
+        total, classification, likelihood = gradients
+        if total is not None and classification is None and likelihood is None:
+            return None, *_backward_of_total(ctx, total / ctx.shape[0]), None, None, None
+        grads = _of_terms(*gradients, lambda_=ctx.lambda_, share=1 / ctx.shape[0])
+        return None, *_backward(ctx, *(grad.expand(ctx.shape) for grad in grads)), None, None, None
 
 
 def _of_terms(*gradients: Tensor | None, lambda_: float, share: float) -> tuple[Tensor, Tensor]:
     """g and h of one input, scalars, from the gradients of L, L_cls and L_lkd: None for what was not asked for."""
-    given = [gradient for gradient in gradients if gradient is not None]
-    if len(given) == 1 and gradients[0] is not None:
-        grad_cls = given[0] * share
-        return grad_cls, grad_cls * lambda_
-    zero = torch.zeros_like(given[0])
+    zero = torch.zeros_like(next(gradient for gradient in gradients if gradient is not None))
     total, classification, likelihood = (zero if gradient is None else gradient for gradient in gradients)
     return (total + classification) * share, torch.add(likelihood, total, alpha=lambda_) * share
 
@@ -101,38 +103,63 @@ def _forward(
     """L_cls and L_lkd (n, 1); lambda = floor + exp(raw), raw None for unit variances."""
     difference, centred, centre = _centred(features, means, labels)  # first of all: it raises IndexError
     index = labels.unsqueeze(1)
-    squares = None if raw is None else _summed(centred * centred, raw.shape[1])
+    squares = None if raw is None else _products(centred, centred, raw.shape[1])
     scores, classes = _scores(centred, squares, means, centre, raw, log_priors, floor)
-    true = _true_class(difference, classes.inverse, labels)
-    distances = _summed(true.distances, 1)
-    classification, residuals = _cross_entropy_(scores, index, distances * (-0.5 * alpha))
-    ctx.save_for_backward(labels, index, residuals, centred, squares, *classes, *true)
+    distances = _distances(difference, classes.inverse, labels)
+    classification, residuals, own = _cross_entropy_(scores, index, distances * (-0.5 * alpha))
+    ctx.save_for_backward(labels, index, own, residuals, centred, squares, *classes)
     ctx.floor, ctx.alpha = floor, alpha
     if classes.half_log_determinants is None:
         return classification, distances * 0.5
     return classification, torch.add(classes.half_log_determinants.index_select(0, labels), distances, alpha=0.5)
 
 
+def _backward_of_total(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """From one gradient (a scalar) of every L_cls + lambda L_lkd: R is p but for n entries, written in place.
+
+    `data`, because what is saved may not change under autograd's eyes; yet a second backward pass writes the same.
+    """
+    labels, index, own, residuals, *saved = ctx.saved_tensors
+    slack = own * ctx.alpha
+    tension = ctx.lambda_ - slack
+    pull = Pull(own - tension, tension, slack, grad)
+    return _from_residuals(ctx, labels, residuals.data.scatter_(1, index, pull.entry), pull, *saved)
+
+
 def _backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
-    """Gradients of features, means, raw log-variances and log-priors from g (n, 1) and h (n, 1) or a scalar."""
-    labels, index, residuals, centred, squares, *saved = ctx.saved_tensors
-    classes, true = Classes(*saved[:4]), TrueClass(*saved[4:])
-    tension = torch.addcmul(grad_lkd, grad_cls, residuals.gather(1, index), value=-ctx.alpha)
-    grad_features, grad_means, grad_raw, grad_bias = _all_classes(centred, squares, classes, residuals, grad_cls)
-    pull = true.scaled * tension
-    grad_means.index_add_(0, labels, pull, alpha=-1)
+    """From g and h (n, 1) of each input."""
+    labels, index, own, residuals, *saved = ctx.saved_tensors
+    own = own * grad_cls
+    slack = own * ctx.alpha
+    tension = grad_lkd - slack
+    pull = Pull(own - tension, tension, slack, 1.0)
+    return _from_residuals(ctx, labels, (residuals * grad_cls).scatter_(1, index, pull.entry), pull, *saved)
+
+
+def _from_residuals(
+    ctx: Any,
+    labels: Tensor,
+    residuals: Tensor,
+    pull: Pull,
+    centred: Tensor,
+    squares: Tensor | None,
+    *saved: Any,
+) -> tuple[Tensor | None, ...]:
+    """Gradients of features, means, raw log-variances and log-priors from R (n, k)."""
+    classes = Classes(*saved)
+    slack = centred.new_zeros(residuals.shape[1], 1).index_add_(0, labels, pull.slack)
+    grads = _all_classes(centred, squares, classes, residuals, slack, pull)
+    grad_features, grad_means, grad_raw, grad_bias = grads
+    grad_bias.index_add_(0, labels, pull.tension)
     if grad_raw is not None and classes.inverse is not None:
-        share = _share(centred, true.distances)
-        own = torch.addcmul(grad_lkd * share, tension, true.distances, value=-0.5)
-        grad_raw.scatter_add_(0, index.expand_as(own), own)
         grad_raw.addcmul_(grad_raw, classes.inverse, value=-ctx.floor)  # dlog lambda / draw = 1 - floor / lambda
-    return pull.addcmul_(grad_features, grad_cls), grad_means, grad_raw, grad_bias.squeeze(1)
+    return grad_features, grad_means, grad_raw, grad_bias.mul_(pull.scale).squeeze(1)
 
 
 def _centred(features: Tensor, means: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """x - mu_z, x - c and c: the mean of the true classes is in the midst of the features, and the batch is small."""
+    """x - mu_z, x - c and c: a true class's mean is in the midst of the features, and any one of them will do."""
     own = means.index_select(0, labels)
-    centre = own.mean(0)
+    centre = own[0]
     return features - own, features - centre, centre
 
 
@@ -141,11 +168,23 @@ def _summed(products: Tensor, num_columns: int) -> Tensor:
     return products if products.shape[1] == num_columns else products.sum(1, keepdim=True)
 
 
-def _true_class(difference: Tensor, inverse: Tensor | None, labels: Tensor) -> TrueClass:
+def _products(left: Tensor, right: Tensor, num_columns: int) -> Tensor:
+    """left * right (m, d), or its sums by row (m, 1)."""
+    if left.shape[1] == num_columns:
+        return left * right
+    sums = left.new_empty(len(left))
+    torch.linalg.vecdot(left, right, out=sums)
+    return sums.unsqueeze(1)
+
+
+def _distances(difference: Tensor, inverse: Tensor | None, labels: Tensor) -> Tensor:
+    """Twice d_z (n, 1), from differences, so exact."""
     if inverse is None:
-        return TrueClass(difference, _summed(difference * difference, 1))
-    scaled = difference * inverse.index_select(0, labels)
-    return TrueClass(scaled, _summed(difference.mul_(scaled), inverse.shape[1]))
+        return _products(difference, difference, 1)
+    own = inverse.index_select(0, labels)
+    if inverse.shape[1] == 1:
+        return _products(difference, difference, 1).mul_(own)
+    return _products(difference, own.mul_(difference), 1)
 
 
 def _blocks(columns: Tensor, *rows: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -178,7 +217,7 @@ def _scores(
     ):
         torch.sub(mu, centre, out=weight)
         if squares is None:
-            bias = torch.add(log_weights, _summed(weight * weight, 1).squeeze(1), alpha=-0.5)
+            bias = torch.add(log_weights, _products(weight, weight, 1).squeeze(1), alpha=-0.5)
             torch.addmm(bias, centred, weight.T, out=out)
         else:
             bias = log_weights - _scale_(weight, inverse, norms, half_log_determinants, block_raw, floor).squeeze(1)
@@ -192,7 +231,7 @@ def _scale_(
     """Divide the means in `weight` by lambda and fill in the rest; returns log|Lambda| / 2 + <mu, w> / 2 (b, 1)."""
     log_determinants = _summed(gaussian.log_floored_(inverse, raw, floor), 1)
     torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
-    torch.mul(_summed(weight * weight, raw.shape[1]), inverse, out=norms)
+    torch.mul(_products(weight, weight, raw.shape[1]), inverse, out=norms)
     weight.mul_(inverse)
     return torch.add(half_log_determinants, _summed(norms, 1), alpha=0.5)
 
@@ -207,13 +246,13 @@ def _quadratic_scores(
 ) -> None:
     """<x, w> - <x^2, 1 / lambda> / 2 + b; the rank-one middle of the isotropic form needs no product."""
     if inverse.shape[1] == 1:
-        torch.addcmul(bias, squares, inverse.T, value=-0.5, out=out).addmm_(centred, weight.T)
+        torch.addmm(bias, centred, weight.T, out=out).addcmul_(squares, inverse.T, value=-0.5)
     else:
         torch.addmm(bias, squares, inverse.T, alpha=-0.5, out=out).addmm_(centred, weight.T)
 
 
-def _cross_entropy_(scores: Tensor, index: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
-    """L_cls (n, 1), and the residuals p - [k = z] written over the scores; margins (n, 1) are zero or less.
+def _cross_entropy_(scores: Tensor, index: Tensor, margins: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """L_cls (n, 1), p written over the scores and r_z (n, 1); margins (n, 1) are zero or less.
 
     One exponential an entry serves both: with the largest posterior 1 / sum_k exp(score_k - top),
     the normaliser is top - log of it.
@@ -223,39 +262,38 @@ def _cross_entropy_(scores: Tensor, index: Tensor, margins: Tensor) -> tuple[Ten
     behind = top - scores.gather(1, index)
     residuals = torch.softmax(scores, 1, out=scores)
     classification = behind.sub_(residuals.amax(1, keepdim=True).log_())
-    residuals.scatter_(1, index, -1.0, reduce="add")
-    return classification, residuals
+    own = residuals.gather(1, index).sub_(1)
+    return classification, residuals, own
 
 
 Gradients = tuple[Tensor, Tensor, Tensor | None, Tensor]
 
 
 def _all_classes(
-    centred: Tensor, squares: Tensor | None, classes: Classes, residuals: Tensor, grad_cls: Tensor
+    centred: Tensor, squares: Tensor | None, classes: Classes, residuals: Tensor, slack: Tensor, pull: Pull
 ) -> Gradients:
-    """Gradients of features (over g), means, log-variances, log-priors (k, 1), but for the true class's pull."""
-    weighted, grad_features = centred * grad_cls, torch.empty_like(centred)
-    weighted_squares = grad_squares = grad_log = None
+    """Gradients of features, means and log-variances, and sums over the batch of R (k, 1), which lack the scale."""
+    grad_features, grad_means = torch.empty_like(centred), torch.empty_like(classes.weight)
+    sums, grad_squares, grad_log = centred.new_empty(len(grad_means), 1), None, None
     if squares is not None and classes.inverse is not None:
-        weighted_squares, grad_squares = squares * grad_cls, torch.empty_like(squares)
-        grad_log = torch.empty_like(classes.inverse)
-    grad_means, grad_bias = torch.empty_like(classes.weight), weighted.new_empty(len(classes.weight), 1)
-    blocks = _blocks(residuals, *classes[:3], grad_means, grad_log, grad_bias)
-    for number, (part, weight, inverse, norms, block_means, block_log, block_bias) in enumerate(blocks):
+        grad_squares, grad_log = torch.empty_like(squares), torch.empty_like(classes.inverse)
+    blocks = _blocks(residuals, *classes[:3], slack, grad_means, grad_log, sums)
+    for number, (part, weight, inverse, norms, block_slack, block_means, block_log, block_sums) in enumerate(blocks):
         transposed, kept = part.T, min(number, 1)  # the first block overwrites the sums, which are empty
-        torch.mm(transposed, weighted, out=block_means)
-        torch.mm(transposed, grad_cls, out=block_bias)
+        torch.mm(transposed, centred, out=block_means)
         grad_features.addmm_(part, weight, beta=kept)
-        if weighted_squares is not None and grad_squares is not None:
+        torch.sum(part, 0, out=block_sums.squeeze(1))
+        if squares is not None and grad_squares is not None:
             grad_squares.addmm_(part, inverse, beta=kept)
-            torch.mm(transposed, weighted_squares, out=block_log)
-            passed = _summed(block_means * weight, inverse.shape[1]).addcmul_(block_bias, norms, value=-0.5)
-            _log_variance_gradient_(block_log, passed, block_bias, inverse, _share(weight, inverse))
+            torch.mm(transposed, squares, out=block_log)
+            passed = _products(block_means, weight, inverse.shape[1]).addcmul_(block_sums, norms, value=-0.5)
+            _log_variance_gradient_(block_log, passed, block_sums - block_slack, inverse, _share(weight, inverse))
             block_means.mul_(inverse)
-        block_means.addcmul_(block_bias, weight, value=-1)  # dL/dmu = dL/dw / lambda - dL/db w
-    if grad_squares is not None:
-        grad_features.addcmul_(centred, grad_squares, value=-1)
-    return grad_features, grad_means, grad_log, grad_bias
+            block_log.mul_(pull.scale)
+        block_means.addcmul_(block_sums, weight, value=-1).mul_(pull.scale)  # dL/dmu = dL/dw / lambda - dL/db w
+    # Rows of r sum to zero, those of R to -t.
+    grad_features.addcmul_(centred, pull.tension if grad_squares is None else grad_squares.neg_())
+    return grad_features.mul_(pull.scale), grad_means, grad_log, sums
 
 
 def _log_variance_gradient_(

@@ -356,6 +356,17 @@ def test_the_graph_can_be_walked_twice(form: str) -> None:
     torch.testing.assert_close(torch.autograd.grad(total, inputs), first, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_the_means_graph_can_be_walked_again_for_another_term(form: str) -> None:
+    case = draw(form)
+    inputs = (case.features, *case.mixture.parameters())
+    terms = LGMLoss(case.mixture, alpha=0.3, lambda_=0.25)(case.features, case.labels)
+    first = torch.autograd.grad(terms.total, inputs, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(terms.total, inputs, retain_graph=True), first, rtol=0, atol=0)
+    classification = torch.autograd.grad(terms.classification, inputs)
+    torch.testing.assert_close(classification, torch.autograd.grad(case.terms(0.3)[0].mean(), inputs))
+
+
 def test_one_term_alone_has_its_own_gradient() -> None:
     case = draw("diagonal")
     inputs = (case.features, *case.mixture.parameters())
