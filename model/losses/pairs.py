@@ -119,7 +119,7 @@ class QuadrupletLoss(PairLoss):
                 squares[own][:, own][partners[own][:, own]] + self.second_margin,
                 squares[~own][:, ~own][~same[~own][:, ~own]],
             )
-            for own in (labels == label for label in labels.unique())
+            for own in (labels == label for label in torch.unique(labels))
         ]
         return (_mean([triplets]) + _mean(quadruplets)).to(features.dtype)
 
