@@ -62,7 +62,7 @@ def carry_out(runs: Sequence[Run], abnormal: Abnormal, output: Path, watcher: Wa
 
 
 def _row_of(run: Run, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row:
-    folder = training_folder(output, run.key)
+    folder = training_folder(output, run.training_key)
     try:
         checkpoint = train(run.config, folder, _Told(run, watcher), command=f"lgm compare: {run.key}")
     except DivergenceError as error:
@@ -79,7 +79,7 @@ def _facts(run: Run, abnormal: Abnormal) -> Mapping[str, Any]:
     """What a row depends on; of other facts it is measured anew."""
     judged = {name: getattr(abnormal, name) for name in ("attacks", "eps", "steps", "foreign", "limit", "num_pairs")}
     facts: Mapping[str, Any] = json.loads(json.dumps({"config": dump_config(run.config), "abnormal": judged}))
-    return {**facts, "torch": torch.__version__}
+    return {**facts, "torch": torch.__version__, **({"fitted": True} if run.fitted else {})}
 
 
 def _kept(run: Run, abnormal: Abnormal, output: Path) -> Row | None:

@@ -118,9 +118,10 @@ def _planes(runs: Sequence[Run], rows: Sequence[Row], folder: Path) -> dict[str,
     """Of networks with two features, the first seed of each variant."""
     found: dict[str, list[Plane]] = {}
     for run, row in zip(runs, rows, strict=True):
-        if run.config.network.num_features != 2 or run.seed != run.experiment.seeds[0] or FAILED in row:
+        drawn = run.config.network.num_features == 2 and run.seed == run.experiment.seeds[0] and not run.fitted
+        if not drawn or FAILED in row:
             continue
-        checkpoint = load_checkpoint(training_folder(folder, run.key))
+        checkpoint = load_checkpoint(training_folder(folder, run.training_key))
         title = f"{run.variant}: {row['accuracy']:.2%}"
         found.setdefault(run.experiment.name, []).append(plane_of(checkpoint, title))
     return found

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass as plain
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +14,13 @@ from pydantic.dataclasses import dataclass
 from detectors.evaluation.attacks import check_attack
 from model.config import Config, parse_config
 from model.errors import ConfigurationError, LGMGuardError
+from model.losses.known import GAUSSIAN
 from model.overrides import set_value, with_loss
 
 _checked = ConfigDict(extra="forbid")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1)]
+FITTED = ", fitted"
 Value = float | int | str | bool | tuple[str, ...]
 
 
@@ -49,8 +52,9 @@ class Abnormal:
 class Experiment:
     """Losses x grid x seeds. changes: of the training table, as table.key = value, for all; options: for one loss.
 
-    reference: the variant that others are tested against, by its name; the last one where not given. distillation's
-    teacher is the run of the loss `teacher` with the same seed, which comes before it.
+    reference: the variant that others are tested against, by its name; the last loss where not given. distillation's
+    teacher is the run of the loss `teacher` with the same seed, which comes before it. fitted: judge the networks of
+    gm and lgm once more by Gaussians fitted after training, as those of all other losses are judged.
     """
 
     name: Name
@@ -63,6 +67,7 @@ class Experiment:
     grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
     reference: str | None = None
     teacher: str = "softmax"
+    fitted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
@@ -77,18 +82,38 @@ class Comparison:
 
 @plain(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One training: what varies in it, its seed, and its whole configuration."""
+    """One training: what varies in it, its seed, and its whole configuration.
+
+    fitted: judged by diagonal Gaussians fitted after training although the loss has Gaussians of its own; the
+    training is that of the run of the same name without it.
+    """
 
     experiment: Experiment
-    variant: str
+    training: str
     seed: int
     grid: dict[str, Value]
     config: Config
+    fitted: bool = False
+
+    @property
+    def variant(self) -> str:
+        """Its name among the seeds' rows."""
+        return f"{self.training}{FITTED}" if self.fitted else self.training
 
     @property
     def key(self) -> str:
         """Its place below the output's folders."""
-        return f"{self.experiment.name}/{self.variant}-seed{self.seed}".replace(" ", "_").replace("=", "-")
+        return _key(self.experiment, self.variant, self.seed)
+
+    @property
+    def training_key(self) -> str:
+        """That of the training that it judges."""
+        return _key(self.experiment, self.training, self.seed)
+
+
+def _key(experiment: Experiment, variant: str, seed: int) -> str:
+    plain = variant.replace(" ", "_").replace("=", "-").replace(",", "")
+    return f"{experiment.name}/{plain}-seed{seed}"
 
 
 def load_comparison(path: Path) -> Comparison:
@@ -124,14 +149,18 @@ def _runs(experiment: Experiment, training: Mapping[str, Any], output: Path) -> 
     for loss, values in product(experiment.losses, product(*experiment.grid.values())):
         point = dict(zip(experiment.grid, values, strict=True))
         variant = " ".join([loss, *(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())])
+        runs = []
         for seed in experiment.seeds:
             changes = {**experiment.changes, **experiment.options.get(loss, {}), **point}
             if loss == "distillation":
                 changes["loss.teacher"] = _teacher(experiment, seen, seed, output)
             config = _configured(experiment, training, loss, {**changes, "training.seed": seed})
-            run = Run(experiment=experiment, variant=variant, seed=seed, grid=point, config=config)
+            run = Run(experiment=experiment, training=variant, seed=seed, grid=point, config=config)
             seen[variant, seed] = run.key
-            yield run
+            runs.append(run)
+        yield from runs
+        if experiment.fitted and loss in GAUSSIAN:
+            yield from (replace(run, fitted=True) for run in runs)
     variants = list(dict.fromkeys(variant for variant, _ in seen))
     if experiment.reference is not None and experiment.reference not in variants:
         raise ComparisonError(
@@ -155,5 +184,5 @@ def _teacher(experiment: Experiment, seen: Mapping[tuple[str, int], str], seed: 
 
 
 def training_folder(output: Path, key: str) -> Path:
-    """Where a run is trained."""
+    """Where the run of this training key is trained."""
     return output / "runs" / key

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 from detectors.comparison.carrying_out import FAILED, carry_out
 from detectors.comparison.cli import app
-from detectors.comparison.judging import Row, _victim, judge, look
+from detectors.comparison.judging import Row, _victim, judge, look, with_fitted_gaussians
 from detectors.comparison.settings import Abnormal, ComparisonError, Run, load_comparison, plan, training_folder
 from detectors.comparison.summaries import summarise
 from model.checkpoint import load_checkpoint
@@ -46,6 +46,7 @@ name = "losses"
 title = "Losses"
 losses = ["softmax", "distillation", "gm", "lgm"]
 seeds = [0, 1]
+fitted = true
 [[experiments]]
 name = "grid"
 title = "Grid"
@@ -104,7 +105,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 def test_every_run_has_its_row(compared: Path) -> None:
     rows = rows_of(compared)
-    assert len(rows) == 2 + 8 + 4 + 1
+    assert len(rows) == 2 + 8 + 4 + 4 + 1
     for row in rows:
         assert 0 <= row["accuracy"] <= 1
         assert 0 <= row["noise_auroc"] <= 1
@@ -185,7 +186,7 @@ def test_an_attack_goes_through_the_losss_own_classifier(toml: Path, compared: P
     """The victim's scores are those that are attacked; the network itself stays as it was."""
     comparison = load_comparison(toml)
     run = plan(comparison, compared, only=["losses"])[0]
-    checkpoint = load_checkpoint(training_folder(compared, run.key))
+    checkpoint = load_checkpoint(training_folder(compared, run.training_key))
     network = checkpoint.build_network()
     criterion, images = restore_criterion(checkpoint, network), to_unit(load_splits(run.config.data).test.images[:20])
     victim = _victim(network, criterion)
@@ -198,8 +199,8 @@ def test_an_attack_goes_through_the_losss_own_classifier(toml: Path, compared: P
 
 def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
     comparison = load_comparison(toml)
-    run = plan(comparison, compared, only=["losses"])[-1]
-    checkpoint = load_checkpoint(training_folder(compared, run.key))
+    run = [run for run in plan(comparison, compared, only=["losses"]) if run.variant == "lgm"][-1]
+    checkpoint = load_checkpoint(training_folder(compared, run.training_key))
     row = judge(run, checkpoint, Abnormal(foreign=("noise",), limit=50))
     assert row["accuracy"] == row["gaussian_accuracy"] == pytest.approx(checkpoint.test_accuracy)
     splits = load_splits(run.config.data)
@@ -208,6 +209,29 @@ def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
     assert row["log_likelihood"] == pytest.approx(-scores.mean())
     threshold = np.quantile(look(network, splits.calibration.images).score, 0.95, method="higher")
     assert row["realised_fpr"] == np.mean(scores > threshold)
+
+
+def test_gaussian_losses_are_judged_by_fitted_gaussians_too(toml: Path, compared: Path) -> None:
+    """The same training and classifier, other Gaussians: those that a rival's features would get."""
+    rows = {(row["variant"], row["seed"]): row for row in rows_of(compared) if row["experiment"] == "losses"}
+    for name in ("gm", "lgm"):
+        for seed in (0, 1):
+            own, fitted = rows[name, seed], rows[f"{name}, fitted", seed]
+            for figure in ("accuracy", "calibration_error", "fgsm_accuracy", "scatter_ratio", "training_seconds"):
+                assert own[figure] == fitted[figure]
+            assert own["log_likelihood"] != fitted["log_likelihood"]
+    assert not any(variant == "softmax, fitted" for variant, _ in rows)
+    assert sorted(path.name for path in (compared / "runs" / "losses").glob("gm*")) == ["gm-seed0", "gm-seed1"]
+    run = next(run for run in plan(load_comparison(toml), compared, only=["losses"]) if run.fitted)
+    checkpoint = load_checkpoint(training_folder(compared, run.training_key))
+    train = load_splits(run.config.data).train
+    mixture = with_fitted_gaussians(checkpoint.build_network(), train).mixture
+    features = look(checkpoint.build_network(), train.images).features
+    own = features[train.labels == 3]
+    torch.testing.assert_close(mixture.means[3], own.mean(0), rtol=1e-4, atol=1e-5)
+    variances = own.var(0, correction=0).clamp_min(mixture.variance_floor)
+    assert mixture.log_variances is not None
+    torch.testing.assert_close(mixture.log_variances[3].exp(), variances, rtol=2e-2, atol=1e-4)
 
 
 def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
