@@ -8,7 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from detectors.comparison.judging import Row, judge
-from detectors.comparison.settings import Abnormal, ComparisonError, Run, training_folder
+from detectors.comparison.planning import Run, training_folder
+from detectors.comparison.settings import Abnormal, ComparisonError
 from detectors.evaluation.parts import write_json
 from model.config import dump_config
 from model.errors import DivergenceError

@@ -14,7 +14,8 @@ from detectors.comparison.figures import (
     quantile_threshold,
     scatter_ratio,
 )
-from detectors.comparison.settings import Abnormal, Run
+from detectors.comparison.planning import Run
+from detectors.comparison.settings import Abnormal
 from detectors.comparison.verification import cosine_similarity, draw_pairs, verify
 from detectors.evaluation import metrics
 from detectors.evaluation.attacks import run_attack

@@ -8,7 +8,8 @@ import numpy as np
 from detectors.comparison import statistics
 from detectors.comparison.carrying_out import FAILED
 from detectors.comparison.judging import Row
-from detectors.comparison.settings import FITTED, Experiment
+from detectors.comparison.planning import FITTED
+from detectors.comparison.settings import Experiment
 
 SIGNIFICANT = 0.05
 RANKED = ("accuracy", "detection")

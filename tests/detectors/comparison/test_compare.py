@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from detectors.comparison.carrying_out import FAILED, carry_out
 from detectors.comparison.cli import app
 from detectors.comparison.judging import Row, _victim, judge, look, with_fitted_gaussians
-from detectors.comparison.settings import Abnormal, ComparisonError, Run, load_comparison, plan, training_folder
+from detectors.comparison.pictures import LARGEST_FILE
+from detectors.comparison.planning import Run, plan, training_folder
+from detectors.comparison.settings import Abnormal, ComparisonError, load_comparison
 from detectors.comparison.summaries import summarise
 from model.checkpoint import load_checkpoint
 from model.criterion import restore_criterion
@@ -132,6 +135,24 @@ def test_the_report_stands_alone_and_tells_all(compared: Path) -> None:
     assert report.count("<svg") == 3  # planes, intervals, grid
     assert "Reference: lgm." in report
     assert "Mean ranks in accuracy: " in report
+
+
+def test_tables_and_pictures_are_ready_for_a_readme(compared: Path) -> None:
+    tables = (compared / "tables.md").read_text(encoding="utf-8")
+    rows = [row for row in rows_of(compared) if row["variant"] == "lgm, fitted"]
+    mean = sum(row["accuracy"] for row in rows) / len(rows)
+    assert re.search(rf"^\| lgm, fitted \| {mean:.2%}", tables, re.MULTILINE)
+    assert re.search(r"^Mean ranks in accuracy, 1 best: ", tables, re.MULTILINE)
+    assert "Means of 2 seeds ± half of the 95 % t-interval; * differs from lgm (" in tables
+    for block in re.findall(r"(?:^\|.*\n)+", tables, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    pictures = re.findall(r"!\[.+\]\((.+)\)", tables)
+    assert pictures == ["plane-planes.webp", "losses-intervals.webp", "grid-grids.webp"]
+    for picture in pictures:
+        assert (compared / picture).stat().st_size <= LARGEST_FILE
+        with Image.open(compared / picture) as image:
+            assert image.format == "WEBP"
+            assert len(image.getcolors(maxcolors=2**24) or []) > 100
 
 
 def test_the_same_command_again_trains_nothing(toml: Path, compared: Path) -> None:
@@ -256,6 +277,7 @@ def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
         ("epochs = 1", "epoch = 1", r"training\.epoch"),
         ('"loss.alpha" = [', '"loss.margin" = [', r"loss\.margin: lgm has no such option"),
         ('title = "Grid"', "", r"experiments\.2\.title: Field required"),
+        ('foreign = ["noise"]', 'foreign = ["moon"]', "abnormal set 'moon' is neither noise, inverted"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_training(
@@ -263,6 +285,32 @@ def test_what_cannot_be_compared_is_refused_before_any_training(
 ) -> None:
     assert old in TOML
     assert re.search(said, str(refused(TOML.replace(old, new), tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("experiments.sphere.seeds=[0]", r"must be experiments\.NAME\.key=value; NAME is one of plane, losses, grid"),
+        ("experiments.plane=0", r"must be experiments\.NAME\.key=value"),
+        ("experiments.grid.seeds=0", r"experiments\.2\.seeds"),
+        ("training.training.epochs=0", r"training\.epochs: Input should be greater than or equal to 1"),
+        ("training.epochs=1", r"(?s)epochs: .*nexpected keyword"),
+        ("abnormal.limit", r"must look like table\.key=value"),
+        ("abnormal.limit=9", r"abnormal\.limit: Input should be greater than or equal to 10"),
+    ],
+)
+def test_an_override_that_changes_nothing_sound_is_refused(override: str, said: str, tmp_path: Path) -> None:
+    assert re.search(said, str(refused(TOML, tmp_path, "--set", override)))
+
+
+def test_overrides_change_the_file(toml: Path, tmp_path: Path) -> None:
+    overrides = ["experiments.losses.seeds=[4]", "training.training.epochs=3", "abnormal.limit=12"]
+    comparison = load_comparison(toml, overrides)
+    runs = plan(comparison, tmp_path)
+    assert comparison.abnormal.limit == 12
+    assert {run.config.training.epochs for run in runs} == {3}
+    assert {run.seed for run in runs if run.experiment.name == "losses"} == {4}
+    assert {run.seed for run in runs if run.experiment.name == "grid"} == {0}
 
 
 def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
