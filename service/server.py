@@ -59,6 +59,9 @@ def serve(settings: Settings) -> None:
         raise server.failure
 
 
+GARBAGE_THRESHOLD = 50_000  # objects more than there were, before young ones are looked through
+
+
 class Server(uvicorn.Server):
     """uvicorn's, but: not ready first, then a moment of serving on, then closed and drained; exit status 0."""
 
@@ -86,6 +89,8 @@ class Server(uvicorn.Server):
         """A service that can never be ready ends."""
         gc.collect()
         gc.freeze()  # what was imported stays; collections that go through it all would hold up requests
+        # Nor through every request that waits: thousands do under load, and what they leave is no garbage.
+        gc.set_threshold(GARBAGE_THRESHOLD, *gc.get_threshold()[1:])
         if not loading.cancelled() and loading.exception() is not None:
             self.failure = loading.exception()
             self.should_exit = True

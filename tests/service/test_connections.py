@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from service.connections import Connection, House
+from service.connections import Connection
+from service.house import House
 
 NEVER = 1000.0
 GET = b"GET /path HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -62,7 +63,7 @@ class Site:
 
 
 @asynccontextmanager
-async def running(**limits: Any) -> AsyncIterator[Site]:
+async def running(*, keep_alive_seconds: float = 5, **limits: Any) -> AsyncIterator[Site]:
     refused: Counter[str] = Counter()
     house = House(
         **{
@@ -70,13 +71,14 @@ async def running(**limits: Any) -> AsyncIterator[Site]:
             "max_head_bytes": 2048,
             "head_timeout_seconds": NEVER,
             "body_timeout_seconds": NEVER,
-            "refusal": lambda method, target, headers: None,
+            "refusal": lambda method, target, given_id: None,
+            "refuses_lately": lambda: False,
             "on_refusal": lambda code: refused.update([code]),
             "on_connection": lambda: None,
             **limits,
         }
     )
-    config = uvicorn.Config(echo, log_config=None, lifespan="off")
+    config = uvicorn.Config(echo, log_config=None, lifespan="off", timeout_keep_alive=keep_alive_seconds)  # type: ignore[arg-type]
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
@@ -354,11 +356,17 @@ def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request():
 NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
 
 
-def only_posts(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+def only_posts(method: bytes, target: bytes, given_id: bytes) -> bytes | None:
     return NO if method == b"POST" else None
 
 
-def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_goes_on():
+@pytest.fixture(params=[False, True], ids=["parsed", "read whole"])
+def run_refusing(request):
+    """Runs a scenario where posts are refused, and where they were lately too."""
+    return partial(run, refusal=only_posts, refuses_lately=lambda: request.param)
+
+
+def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_goes_on(run_refusing):
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         writer.write(POST + b"content-length: 100000\r\n\r\n" + b"x" * 1000)
@@ -369,18 +377,18 @@ def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_go
         assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
         await until(lambda: len(site.house.idle) == 1)
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
 
 
-def test_a_refused_request_closes_where_it_asked_to():
+def test_a_refused_request_closes_where_it_asked_to(run_refusing):
     async def scenario(site: Site) -> None:
         answer = await site.ask(POST + b"connection: close\r\ncontent-length: 3\r\n\r\nabc" + GET)
         assert answer == NO
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
 
 
-def test_a_refusal_never_overtakes_an_answer_that_is_due():
+def test_a_refusal_never_overtakes_an_answer_that_is_due(run_refusing):
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         writer.write(GET + POST + b"content-length: 3\r\n\r\nabc")
@@ -388,10 +396,10 @@ def test_a_refusal_never_overtakes_an_answer_that_is_due():
         assert first.endswith(b'{"path": "/path", "body": 0}')
         assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')  # pipelined: the application decides
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
 
 
-def test_a_refused_body_must_come_in_time_and_well_framed():
+def test_a_refused_body_must_come_in_time_and_well_framed(run_refusing):
     async def scenario(site: Site) -> None:
         slow, malformed = await site.connect(), await site.connect()
         slow[1].write(POST + b"content-length: 5\r\n\r\nab")
@@ -399,10 +407,10 @@ def test_a_refused_body_must_come_in_time_and_well_framed():
         assert await read_to_end(slow[0]) == NO
         assert await read_to_end(malformed[0]) == NO  # its one answer is out
 
-    run(scenario, refusal=only_posts, head_timeout_seconds=0.05, body_timeout_seconds=0.05)
+    run_refusing(scenario, head_timeout_seconds=0.05, body_timeout_seconds=0.05)
 
 
-def test_who_waits_to_be_told_to_send_is_answered_by_the_application():
+def test_who_waits_to_be_told_to_send_is_answered_by_the_application(run_refusing):
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
@@ -410,4 +418,72 @@ def test_who_waits_to_be_told_to_send_is_answered_by_the_application():
         writer.write(b"abc")
         assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
+
+
+WHOLE = POST + b"content-length: 3\r\n\r\nabc"
+
+
+def test_whole_requests_are_refused_one_after_the_other_and_counted(run_refusing):
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for _ in range(3):
+            writer.write(WHOLE)
+            assert await reader.readuntil(b"no") == NO
+        writer.write(GET)
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
+        await until(lambda: len(site.house.idle) == 1)
+        assert site.state.total_requests == 4
+
+    run_refusing(scenario)
+
+
+def test_whole_requests_are_asked_about_once():
+    """Whoever is let in has taken a place; asked again at its head, it would take another."""
+    asked = []
+
+    def note(method: bytes, target: bytes, given_id: bytes) -> bytes | None:
+        asked.append((method, target, given_id))
+        return None
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for given_id in (b"one", b"two"):
+            writer.write(b"POST /3?a=b HTTP/1.1\r\nX-Request-ID:" + given_id + b"\r\ncontent-length: 3\r\n\r\nabc")
+            assert b'"body": 3}' in await reader.readuntil(b"}   ")
+        assert asked == [(b"POST", b"/3?a=b", b"one"), (b"POST", b"/3?a=b", b"two")]
+
+    run(scenario, refusal=note, refuses_lately=lambda: True)
+
+
+def test_a_refused_connection_idles_no_longer_than_others():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for _ in range(2):
+            writer.write(WHOLE)
+            await reader.readuntil(b"no")
+        started = asyncio.get_running_loop().time()
+        assert await read_to_end(reader) == b""
+        assert asyncio.get_running_loop().time() - started > 0.15
+
+    run(scenario, refusal=only_posts, refuses_lately=lambda: True, keep_alive_seconds=0.2)
+
+
+def test_a_refused_connection_that_goes_on_is_not_closed():
+    """The time it may idle begins with its last refusal, not with its first; a request then ends it."""
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + 0.6
+        while loop.time() < ends:
+            writer.write(WHOLE)
+            assert await reader.readuntil(b"no") == NO
+            await asyncio.sleep(0.02)
+        writer.write(POST + b"content-length: 3\r\n\r\nab")
+        assert await reader.readuntil(b"no") == NO
+        await asyncio.sleep(0.4)
+        writer.write(b"c" + GET)
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
+
+    run(scenario, refusal=only_posts, refuses_lately=lambda: True, keep_alive_seconds=0.2)
