@@ -22,6 +22,7 @@ from detectors.evaluation.attacks import run_attack
 from detectors.fitting import abnormal_images, batches
 from model import gaussian
 from model.checkpoint import Checkpoint
+from model.config import DataConfig
 from model.criterion import Classifier, Criterion, classifier_of, fit_gaussians, restore_criterion
 from model.data import ImageSet, Splits, load_splits, to_unit, unseen_classes
 from model.losses.base import RivalLoss
@@ -56,6 +57,13 @@ def look(network: Network, images: Tensor) -> Seen:
     return Seen(
         features=torch.cat([one.features for one in found]), log_joint=torch.cat([one.log_joint for one in found])
     )
+
+
+def check_images(data: DataConfig, abnormal: Abnormal) -> None:
+    """Raises DataError unless the data set and all foreign images are there and of one shape."""
+    splits = load_splits(data)
+    for name in abnormal.foreign:
+        abnormal_images(name, data, splits.test, splits.image_format)
 
 
 def judge(run: Run, checkpoint: Checkpoint, abnormal: Abnormal) -> Row:

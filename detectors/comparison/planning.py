@@ -79,6 +79,10 @@ def _runs(experiment: Experiment, training: Mapping[str, Any], output: Path) -> 
             run = Run(experiment=experiment, training=variant, seed=seed, grid=point, config=config)
             seen[variant, seed] = run.key
             runs.append(run)
+        if len(runs[0].config.data.left_out) == 1:
+            raise ComparisonError(
+                f"experiment {experiment.name}: data.left_out must name two classes or more, to pair"
+            )
         yield from runs
         if experiment.fitted and loss in GAUSSIAN:
             yield from (replace(run, fitted=True) for run in runs)

@@ -23,7 +23,7 @@ from detectors.comparison.summaries import summarise
 from model.checkpoint import load_checkpoint
 from model.criterion import restore_criterion
 from model.data import load_splits, to_unit
-from model.errors import ConfigurationError, LGMGuardError
+from model.errors import ConfigurationError, ImageError, LGMGuardError
 
 COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
 TOML = """
@@ -277,6 +277,7 @@ def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
         ("epochs = 1", "epoch = 1", r"training\.epoch"),
         ('"loss.alpha" = [', '"loss.margin" = [', r"loss\.margin: lgm has no such option"),
         ('title = "Grid"', "", r"experiments\.2\.title: Field required"),
+        ('"data.left_out" = ["8", "9"]', '"data.left_out" = ["8"]', r"verification: data\.left_out must name two"),
         ('foreign = ["noise"]', 'foreign = ["moon"]', "abnormal set 'moon' is neither noise, inverted"),
     ],
 )
@@ -317,6 +318,21 @@ def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
     error = refused(TOML, tmp_path, "--only", "plane,sphere")
     assert isinstance(error, ComparisonError)
     assert "there is no experiment 'sphere'; there are plane, losses" in str(error)
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_training(toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    error = invoke(toml, "--output", tmp_path / "taken").exception
+    assert isinstance(error, ComparisonError)
+    assert "taken/rows cannot be made: Not a directory; choose another --output" in str(error)
+
+
+def test_foreign_images_of_another_shape_are_refused_before_any_training(toml: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    comparison, watched = load_comparison(toml, [f"abnormal.foreign=['{tmp_path}']"]), Watched()
+    with pytest.raises(ImageError, match=r"one\.png"):
+        carry_out(plan(comparison, tmp_path / "out"), comparison.abnormal, tmp_path / "out", watched)
+    assert watched.trained == []
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
