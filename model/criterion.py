@@ -36,6 +36,7 @@ def build_criterion(config: LossConfig, network: Network, *, steps_per_epoch: in
             network.mixture,
             alpha=0.0 if config.name == "gm" else build_schedule(config.alpha, steps_per_epoch),
             lambda_=build_schedule(config.lambda_, steps_per_epoch),
+            block_size=config.block_size,
         )
     mixture = network.mixture
     options: dict[str, Any] = dict(config.options)
