@@ -9,6 +9,7 @@ import logging
 import socket
 import ssl
 from collections.abc import Callable
+from functools import partial
 
 BACKLOG = 4096  # connections that wait to be accepted, as far as the system allows
 MAX_ACCEPTED = 64  # in one turn
@@ -23,7 +24,8 @@ class Listener:
 
     The protocol must not close its transport in `connection_made`: uvloop would wait for ever for it to be made.
 
-    tls: the context, or None. handshake_seconds: the longest that its handshake may take.
+    tls: the context, or None. handshake_seconds: the longest that its handshake may take. max_handshakes: how many
+    may go on at once; beyond, the oldest ends, so that nobody keeps others out by doing nothing.
     """
 
     def __init__(
@@ -33,10 +35,12 @@ class Listener:
         *,
         tls: ssl.SSLContext | None,
         handshake_seconds: float,
+        max_handshakes: int,
     ):
         self._socket, self._make_protocol, self._tls = bound, make_protocol, tls
         self._handshake = {} if tls is None else {"ssl_handshake_timeout": handshake_seconds}
-        self._connecting: set[asyncio.Task[None]] = set()
+        self._max_handshakes = max_handshakes
+        self._connecting: dict[asyncio.Task[None], None] = {}  # the oldest first
         self._loop = asyncio.get_running_loop()
         self._open = False
 
@@ -54,7 +58,7 @@ class Listener:
     async def wait_closed(self) -> None:
         """Whoever is not through the handshake a moment later has nothing to lose."""
         if self._connecting:
-            _, slow = await asyncio.wait(self._connecting, timeout=CLOSING_SECONDS)
+            _, slow = await asyncio.wait(list(self._connecting), timeout=CLOSING_SECONDS)
             for connecting in slow:
                 connecting.cancel()
             await asyncio.gather(*slow, return_exceptions=True)
@@ -69,15 +73,25 @@ class Listener:
                 return self._pause(error)
             accepted.setblocking(False)
             connecting = self._loop.create_task(self._connect(accepted))
-            self._connecting.add(connecting)
-            connecting.add_done_callback(self._connecting.discard)
+            connecting.add_done_callback(partial(self._connected, accepted))
+            self._connecting[connecting] = None
+            if len(self._connecting) > self._max_handshakes:
+                next(iter(self._connecting)).cancel()
 
     async def _connect(self, accepted: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._make_protocol, accepted, ssl=self._tls, **self._handshake)
-        except (OSError, ssl.SSLError) as error:  # the peer's handshake, or its end
-            logger.debug("a connection came to nothing: %s", error)
+        await self._loop.connect_accepted_socket(self._make_protocol, accepted, ssl=self._tls, **self._handshake)
+
+    def _connected(self, accepted: socket.socket, connecting: asyncio.Task[None]) -> None:
+        del self._connecting[connecting]
+        if connecting.cancelled():
+            return accepted.close()
+        error = connecting.exception()
+        if error is not None:
             accepted.close()
+        if isinstance(error, OSError):  # the peer's handshake, or its end
+            logger.debug("a connection came to nothing: %s", error)
+        elif error is not None:
+            logger.error("a connection came to nothing", exc_info=error)
 
     def _pause(self, error: OSError) -> None:
         """Those who wait go on waiting; asking for them at once again would take all the time there is."""

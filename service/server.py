@@ -92,8 +92,14 @@ class Server(uvicorn.Server):
         config = self.config
         protocol_class = cast(Callable[..., asyncio.Protocol], config.http_protocol_class)
         make_protocol = partial(protocol_class, config, self.server_state, self.lifespan.state)
-        handshake_seconds = self._runtime.settings.head_timeout_seconds
-        listener = Listener(bound, make_protocol, tls=config.ssl, handshake_seconds=handshake_seconds)
+        settings = self._runtime.settings
+        listener = Listener(
+            bound,
+            make_protocol,
+            tls=config.ssl,
+            handshake_seconds=settings.head_timeout_seconds,
+            max_handshakes=settings.max_connections,
+        )
         listener.open()
         self.servers.append(listener)  # type: ignore[arg-type]
 

@@ -24,7 +24,9 @@ class Greeting(asyncio.Protocol):
 async def opened(**options: Any) -> AsyncIterator[tuple[Listener, int]]:
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        listener = Listener(bound, Greeting, **{"tls": None, "handshake_seconds": 5, **options})
+        listener = Listener(
+            bound, Greeting, **{"tls": None, "handshake_seconds": 5, "max_handshakes": 1000, **options}
+        )
         listener.open()
         try:
             yield listener, bound.getsockname()[1]
@@ -115,6 +117,27 @@ def test_a_lack_of_files_is_waited_out(monkeypatch):
             assert listener._socket.failed == 1
 
     asyncio.run(scenario())
+
+
+def test_nobody_keeps_others_out_by_not_shaking_hands():
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server)
+    authority.configure_trust(client)
+
+    async def scenario() -> None:
+        async with opened(tls=server, handshake_seconds=1000, max_handshakes=3) as (listener, port):
+            silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+            async with asyncio.timeout(20):
+                for reader, _ in silent[:2]:
+                    assert await reader.read() == b""
+                assert len(listener._connecting) == 3
+                secured = await asyncio.open_connection("127.0.0.1", port, ssl=client, server_hostname="localhost")
+                assert await secured[0].read() == b"hello"
+            for _, writer in [*silent, secured]:
+                writer.close()
+
+    run(scenario)
 
 
 def test_a_handshake_that_comes_to_nothing_disturbs_nobody():
