@@ -66,10 +66,10 @@ def learned_beside(criterion: Criterion) -> Iterable[nn.Parameter]:
     return criterion.parameters() if isinstance(criterion, RivalLoss) else ()
 
 
-def show(criterion: Criterion, images: Tensor) -> None:
-    """Let a loss that learns from a teacher see the batch."""
+def show(criterion: Criterion, images: Tensor, gather: Callable[[Tensor], Tensor]) -> None:
+    """Let a loss that learns from a teacher see the whole batch, which several processes may have to gather."""
     if isinstance(criterion, DistillationLoss):
-        criterion.see(images)
+        criterion.see(gather(images))
 
 
 @torch.no_grad()
