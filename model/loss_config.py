@@ -79,6 +79,7 @@ class LossConfig:
     centre_rate: NonNegative | None = None
     epsilon: Positive | None = None
     annealing: NonNegative | None = None
+    decay: NonNegative | None = None
     teacher: str | None = None
 
     def __post_init__(self) -> None:

@@ -8,7 +8,6 @@ what one would draw, and each works on its rows of every batch, so they follow o
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ from model.adversarial import attacked
 from model.augmentation import augment
 from model.batch_norm import joined
 from model.checkpoint import FILE_NAME, Checkpoint, build_network, load_checkpoint, save_checkpoint
-from model.config import Config, TrainingConfig, dump_config
+from model.config import Config, dump_config
 from model.criterion import (
     Classifier,
     Criterion,
@@ -39,6 +38,7 @@ from model.losses.base import RivalLoss
 from model.network import Network
 from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
 from model.part import Part
+from model.precision import autocast, warn_of_emulation
 from model.training_log import Report, Reporter
 
 EVALUATION_BATCH = 512
@@ -108,6 +108,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
 def _learners(config: Config, splits: Splits, devices: Devices) -> tuple[Network, Criterion, torch.optim.Optimizer]:
     """Network, loss and optimiser as they stand before the first step."""
     device = select_device(local_device(config.training.device, devices))
+    warn_of_emulation(config.training, device)
     torch.manual_seed(config.training.seed)
     network = build_network(config, splits.train.class_names, splits.image_format)
     _check_takes(network, splits.train, config)
@@ -201,7 +202,7 @@ def train_epoch(
         set_learning_rate(optimizer, rate)
         alpha, lambda_ = criterion.alpha, criterion.lambda_
         batch, labels = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        with _precision(config.training, device):
+        with autocast(config.training, device):
             reached = epoch + step / steps_per_epoch
             batch = attacked(
                 network, batch, labels[part.rows], config.adversarial, epoch=reached, generator=generator, part=part
@@ -298,13 +299,6 @@ def _batches(
         if config.training.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
         yield batch, images.labels[indices], part
-
-
-def _precision(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 for the backbone: by itself where a CUDA device has it, on a CPU where it is asked for."""
-    gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    enabled = config.precision == "bfloat16" or (config.precision == "auto" and gains)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 @torch.no_grad()
