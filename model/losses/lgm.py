@@ -87,7 +87,7 @@ class LGMLoss(nn.Module):
         outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
         """
         mixture, alpha, lambda_ = self.mixture, self.alpha, self.lambda_
-        _check(features, labels, mixture)
+        check_batch(features, labels, mixture.num_features)
         try:
             if _block_size(self.block_size, features, mixture) is None:
                 terms = LossTerms(*LGMMeans.apply(lambda_, *_arguments(features, labels, mixture, alpha)))
@@ -147,8 +147,9 @@ def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha
     return features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
 
 
-def _check(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:
-    shape, num_features = features.shape, mixture.num_features
+def check_batch(features: Tensor, labels: Tensor, num_features: int) -> None:
+    """Raises ConfigurationError where shapes do not fit a mixture over so many features, or the batch is empty."""
+    shape = features.shape
     if len(shape) != 2 or shape[1] != num_features or shape[0] == 0:
         raise ConfigurationError(f"features must be (n >= 1, {num_features}) for this mixture, got {tuple(shape)}")
     if labels.shape != shape[:1] or labels.is_floating_point():
