@@ -8,8 +8,6 @@ only be refused is refused here, and its body thrown away as it comes.
 
 import asyncio
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pydantic_core import to_json
@@ -17,28 +15,12 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
-from service.headers import Header
+from service.house import House
 from service.joined_writes import JoinedWrites
+from service.whole_request import read_whole
 
 MAX_HEADERS = 100
 MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
-
-
-@dataclass(kw_only=True)
-class House:
-    """What the connections of one server share. `idle` holds, oldest first, those without a request.
-
-    refusal: of method, target and headers the answer, if all that can be said is no.
-    """
-
-    max_connections: int
-    max_head_bytes: int
-    head_timeout_seconds: float
-    body_timeout_seconds: float
-    refusal: Callable[[bytes, bytes, list[Header]], bytes | None]
-    on_refusal: Callable[[str], None]
-    on_connection: Callable[[], None]
-    idle: dict["Connection", None] = field(default_factory=dict)
 
 
 class HeadTooLargeError(Exception):
@@ -64,6 +46,8 @@ class Connection(HttpToolsProtocol):
         self._unread_bytes = 0
         self._refusal = MALFORMED
         self._refused = False  # this message is answered already
+        self._refused_whole_at = -math.inf
+        self._kept = b""  # what came when the event loop had enough to do
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,7 +55,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, self._writes))
         self._house.on_connection()
         if len(self.connections) > self._house.max_connections and not self._make_room():
-            return transport.abort()
+            self.loop.call_soon(transport.abort)
+            return
         self._house.idle[self] = None
         self._await_client(self._house.head_timeout_seconds)
         self._look_again_later()
@@ -82,6 +67,36 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._kept:
+            self._kept += data
+        elif self._house.turns.begin(data):
+            self._take(data)
+        else:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Until the event loop has time for it; no more is read before."""
+        self._kept = data
+        self._writes.pause_reading()
+        is_request = not self._in_message
+        if is_request and not self._house.has_room():
+            self._house.turns.wait_for_no(self._take_kept)
+        else:
+            self._house.turns.wait(self._take_kept, is_request=is_request)
+
+    def _take_kept(self) -> None:
+        data, self._kept = self._kept, b""
+        if data and not self.transport.is_closing():
+            self._writes.resume_reading()
+            self._take(data)
+
+    def shutdown(self) -> None:
+        self._take_kept()  # it came before the end
+        super().shutdown()
+
+    def _take(self, data: bytes) -> None:
+        if self._house.refuses_lately() and self._refuse_whole(data):
+            return
         self._read_bytes = len(data)
         super().data_received(data)
         if self._in_message:
@@ -106,6 +121,7 @@ class Connection(HttpToolsProtocol):
         self._house.idle.pop(self, None)
         self._await_client(self._house.body_timeout_seconds)
         if not self._refuse():
+            self._house.turns.let_in()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -157,13 +173,52 @@ class Connection(HttpToolsProtocol):
         """Whether all that can be said to this request is said."""
         if self._has_unanswered() or self.expect_100_continue:
             return False
-        answer = self._house.refusal(self.parser.get_method(), self.url, self.headers)
+        given_id = next((value for name, value in self.headers if name == b"x-request-id"), b"")
+        answer = self._house.refusal(self.parser.get_method(), self.url, given_id)
         self._refused = answer is not None
         if answer is not None:
-            status_line, _, rest = answer.partition(b"\r\n")
-            own = b"".join(b"\r\n%b: %b" % header for header in self.server_state.default_headers)
-            self.transport.write(status_line + own + b"\r\n" + rest)
+            self._writes.write(self._with_own_headers(answer))
         return self._refused
+
+    def _refuse_whole(self, data: bytes) -> bool:
+        """Refuse a request that came in one piece, if that is all that can be done, without a parser."""
+        if self._in_message or self._has_unanswered() or self.transport.is_closing():
+            return False
+        request = read_whole(data, max_head_bytes=self._house.max_head_bytes)
+        if request is None:
+            return False
+        answer = self._house.refusal(request.method, request.target, request.given_id)
+        if answer is None:
+            return False
+        self._writes.write_at_once(self._with_own_headers(answer))
+        self._count_whole()
+        return True
+
+    def _count_whole(self) -> None:
+        """The connection is idle again; uvicorn, which has not seen this request, takes its time from another."""
+        self.server_state.total_requests += 1
+        self._due = math.inf
+        self._refused_whole_at = self.loop.time()
+        self._house.idle.pop(self, None)
+        self._house.idle[self] = None
+        if self.timeout_keep_alive_task is None:
+            self._keep_alive_for(self.timeout_keep_alive)
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def timeout_keep_alive_handler(self) -> None:
+        left = self._refused_whole_at + self.timeout_keep_alive - self.loop.time()
+        if self._kept:
+            left = self.timeout_keep_alive
+        if left > 0:
+            return self._keep_alive_for(left)
+        super().timeout_keep_alive_handler()
+
+    def _with_own_headers(self, answer: bytes) -> bytes:
+        status_line, _, rest = answer.partition(b"\r\n")
+        own = b"".join(b"\r\n%b: %b" % header for header in self.server_state.default_headers)
+        return status_line + own + b"\r\n" + rest
 
     def _has_unanswered(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
@@ -191,7 +246,7 @@ class Connection(HttpToolsProtocol):
         return 431, "head-too-large", f"request line, headers and framing take more than {limit}"
 
     def _make_room(self) -> bool:
-        oldest = next(iter(self._house.idle), None)
+        oldest = next((connection for connection in self._house.idle if not connection._kept), None)
         if oldest is not None:
             del self._house.idle[oldest]
             oldest.transport.abort()
@@ -210,7 +265,8 @@ class Connection(HttpToolsProtocol):
     def _look(self) -> None:
         unread_before, self._unread_bytes = self._unread_bytes, self.transport.get_write_buffer_size()
         stuck = 0 < unread_before <= self._unread_bytes
-        if stuck or self.transport.is_closing() or self.loop.time() >= self._due:
+        is_late = self.loop.time() >= self._due and not self._kept
+        if stuck or is_late or self.transport.is_closing():
             self.transport.abort()
         else:
             self._look_again_later()

@@ -20,6 +20,11 @@ class JoinedWrites:
             self._loop.call_soon(self._flush)
         self._pending.append(data)
 
+    def write_at_once(self, data: bytes) -> None:
+        """For an answer in one piece; what was written before goes with it."""
+        self._pending.append(data)
+        self._flush()
+
     def close(self) -> None:
         self._flush()
         self._transport.close()

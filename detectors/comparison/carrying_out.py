@@ -7,8 +7,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from detectors.comparison.judging import Row, judge
-from detectors.comparison.settings import Abnormal, ComparisonError, Run, training_folder
+from detectors.comparison.judging import Row, check_images, judge
+from detectors.comparison.planning import Run, training_folder
+from detectors.comparison.settings import Abnormal, ComparisonError
 from detectors.evaluation.parts import write_json
 from model.config import dump_config
 from model.errors import DivergenceError
@@ -16,6 +17,7 @@ from model.train import train
 from model.training_log import Report, Silent
 
 FAILED = "failed"
+ROWS = "rows"
 
 
 @runtime_checkable
@@ -46,9 +48,13 @@ class _Told(Silent):
 def carry_out(runs: Sequence[Run], abnormal: Abnormal, output: Path, watcher: Watcher) -> list[Row]:
     """The rows of all runs, in order. A training that diverges leaves a row that says so, and the others go on.
 
-    Raises ComparisonError where the output cannot be written, and what training raises: CheckpointError where the
-    folder holds a run with another configuration.
+    Before any training, raises ComparisonError where the output cannot be written, and DataError where images are
+    missing or foreign ones have another shape. Raises what training raises: CheckpointError where the folder holds a
+    run with another configuration.
     """
+    _make(output / ROWS)
+    for data in dict.fromkeys(run.config.data for run in runs):
+        check_images(data, abnormal)
     rows = []
     for number, run in enumerate(runs, 1):
         watcher.start(run, number, len(runs))
@@ -62,7 +68,7 @@ def carry_out(runs: Sequence[Run], abnormal: Abnormal, output: Path, watcher: Wa
 
 
 def _row_of(run: Run, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row:
-    folder = training_folder(output, run.key)
+    folder = training_folder(output, run.training_key)
     try:
         checkpoint = train(run.config, folder, _Told(run, watcher), command=f"lgm compare: {run.key}")
     except DivergenceError as error:
@@ -72,14 +78,14 @@ def _row_of(run: Run, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row
 
 
 def _path(run: Run, output: Path) -> Path:
-    return output / "rows" / f"{run.key}.json"
+    return output / ROWS / f"{run.key}.json"
 
 
 def _facts(run: Run, abnormal: Abnormal) -> Mapping[str, Any]:
     """What a row depends on; of other facts it is measured anew."""
     judged = {name: getattr(abnormal, name) for name in ("attacks", "eps", "steps", "foreign", "limit", "num_pairs")}
     facts: Mapping[str, Any] = json.loads(json.dumps({"config": dump_config(run.config), "abnormal": judged}))
-    return {**facts, "torch": torch.__version__}
+    return {**facts, "torch": torch.__version__, **({"fitted": True} if run.fitted else {})}
 
 
 def _kept(run: Run, abnormal: Abnormal, output: Path) -> Row | None:
@@ -93,8 +99,12 @@ def _kept(run: Run, abnormal: Abnormal, output: Path) -> Row | None:
 
 def _keep(run: Run, abnormal: Abnormal, row: Row, output: Path) -> None:
     path = _path(run, output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ComparisonError(f"{path.parent} cannot be made: {error.strerror}") from None
+    _make(path.parent)
     write_json(path, {"facts": _facts(run, abnormal), "row": row})
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ComparisonError(f"{folder} cannot be made: {error.strerror}; choose another --output") from None

@@ -17,15 +17,19 @@ from rich.table import Table
 
 from detectors.comparison.carrying_out import FAILED, carry_out
 from detectors.comparison.judging import Row
+from detectors.comparison.pictures import draw
+from detectors.comparison.planning import Run, plan, training_folder
 from detectors.comparison.plots import Plane, plane_of
-from detectors.comparison.report import title_of, told, write_report
-from detectors.comparison.settings import Run, load_comparison, plan, training_folder
+from detectors.comparison.report import write_report
+from detectors.comparison.settings import load_comparison
 from detectors.comparison.summaries import Summary, summarise
-from detectors.evaluation.parts import write_json, write_text
+from detectors.comparison.tables import write_tables
+from detectors.comparison.wording import title_of, told
+from detectors.evaluation.parts import write_bytes, write_json, write_text
 from detectors.evaluation.surroundings import hardware, versions
 from model.checkpoint import load_checkpoint
 
-RESULTS, ROWS, REPORT = "results.json", "rows.csv", "report.html"
+RESULTS, ROWS, REPORT, TABLES = "results.json", "rows.csv", "report.html", "tables.md"
 SHOWN = ("accuracy", "calibration_error", "detection", "verification_accuracy", "training_seconds")
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
@@ -36,12 +40,17 @@ def compare(
     config: Annotated[Path, typer.Argument(help="A TOML file, for instance model/comparisons/quick.toml.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the results; runs/compare/NAME by default.")] = None,
     only: Annotated[str, typer.Option(help="Some of its experiments, by name: plane,losses.")] = "",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="table.key=value or experiments.NAME.key=value, as often as needed."),
+    ] = None,
 ) -> None:
-    """Train a network with each loss, judge it by its own likelihood, and write rows.csv, results.json, report.html.
+    """Train a network with each loss, judge it by its own likelihood, and write the results.
 
-    The same command again goes on where an interrupted one stopped.
+    rows.csv has a row a training, results.json means, intervals, ranks; report.html stands alone; tables.md and
+    .webp pictures are for a README. The same command again goes on where an interrupted one stopped.
     """
-    comparison = load_comparison(config)
+    comparison = load_comparison(config, set_ or ())
     folder = output or Path("runs") / "compare" / comparison.name
     runs = plan(comparison, folder, only=[name.strip() for name in only.split(",") if name.strip()])
     with LiveProgress() as watcher:
@@ -61,9 +70,15 @@ def compare(
         "rows": rows,
         "summaries": [_plain(summary) for summary in summaries],
     }
+    planes = _planes(runs, rows, folder)
+    names = [summary.experiment.name for summary in summaries]
+    pictures = {name: draw(summary, planes.get(name, [])) for name, summary in zip(names, summaries, strict=True)}
     write_json(folder / RESULTS, results)
     write_text(folder / ROWS, _csv(rows))
-    write_text(folder / REPORT, write_report(results, summaries, _planes(runs, rows, folder)))
+    write_text(folder / REPORT, write_report(results, summaries, pictures))
+    write_text(folder / TABLES, write_tables(results, summaries, pictures))
+    for picture in (picture for drawn in pictures.values() for picture in drawn):
+        write_bytes(folder / picture.name, picture.webp)
     for summary in summaries:
         Console().print(build_table(summary))
     typer.echo(str(folder / REPORT))
@@ -118,9 +133,10 @@ def _planes(runs: Sequence[Run], rows: Sequence[Row], folder: Path) -> dict[str,
     """Of networks with two features, the first seed of each variant."""
     found: dict[str, list[Plane]] = {}
     for run, row in zip(runs, rows, strict=True):
-        if run.config.network.num_features != 2 or run.seed != run.experiment.seeds[0] or FAILED in row:
+        drawn = run.config.network.num_features == 2 and run.seed == run.experiment.seeds[0] and not run.fitted
+        if not drawn or FAILED in row:
             continue
-        checkpoint = load_checkpoint(training_folder(folder, run.key))
+        checkpoint = load_checkpoint(training_folder(folder, run.training_key))
         title = f"{run.variant}: {row['accuracy']:.2%}"
         found.setdefault(run.experiment.name, []).append(plane_of(checkpoint, title))
     return found

@@ -14,16 +14,19 @@ from detectors.comparison.figures import (
     quantile_threshold,
     scatter_ratio,
 )
-from detectors.comparison.settings import Abnormal, Run
+from detectors.comparison.planning import Run
+from detectors.comparison.settings import Abnormal
 from detectors.comparison.verification import cosine_similarity, draw_pairs, verify
 from detectors.evaluation import metrics
 from detectors.evaluation.attacks import run_attack
 from detectors.fitting import abnormal_images, batches
 from model import gaussian
 from model.checkpoint import Checkpoint
-from model.criterion import Classifier, Criterion, classifier_of, restore_criterion
+from model.config import DataConfig
+from model.criterion import Classifier, Criterion, classifier_of, fit_gaussians, restore_criterion
 from model.data import ImageSet, Splits, load_splits, to_unit, unseen_classes
 from model.losses.base import RivalLoss
+from model.mixture import GaussianMixture
 from model.network import Network
 
 RATE = 0.05
@@ -56,25 +59,45 @@ def look(network: Network, images: Tensor) -> Seen:
     )
 
 
+def check_images(data: DataConfig, abnormal: Abnormal) -> None:
+    """Raises DataError unless the data set and all foreign images are there and of one shape."""
+    splits = load_splits(data)
+    for name in abnormal.foreign:
+        abnormal_images(name, data, splits.test, splits.image_format)
+
+
 def judge(run: Run, checkpoint: Checkpoint, abnormal: Abnormal) -> Row:
     """The figures of one finished run. All detection is by -log p(x) alone, its threshold from calibration images.
 
-    Where the loss has no density, p is that of the Gaussians fitted after training. Attacks go through the loss's own
-    classifier: such Gaussians are so sure that they have no gradient left to follow, which would pass for robustness.
+    Where the loss has no density, or the run says so, p is that of Gaussians fitted after training. Attacks go
+    through the loss's own classifier: such Gaussians are so sure that they have no gradient left to follow, which
+    would pass for robustness.
     """
-    network = checkpoint.build_network().requires_grad_(False)
+    trained = checkpoint.build_network().requires_grad_(False)
+    criterion = restore_criterion(checkpoint, trained)
+    classifier, victim = classifier_of(trained, criterion), _victim(trained, criterion)
     splits = load_splits(checkpoint.config.data)
+    network = with_fitted_gaussians(trained, splits.train) if run.fitted else trained
     clean = look(network, splits.test.images)
     row: Row = {"experiment": run.experiment.name, "variant": run.variant, "loss": checkpoint.config.loss.name}
     row |= {"seed": run.seed, **{key: run.grid[key] for key in run.experiment.grid}}
-    criterion = restore_criterion(checkpoint, network)
-    row |= _classification(classifier_of(network, criterion), clean, splits.test.labels)
-    row |= _detection(checkpoint, network, criterion, clean, splits, abnormal)
+    row |= _classification(classifier, clean, splits.test.labels)
+    row |= _detection(checkpoint, network, victim, clean, splits, abnormal)
     if checkpoint.config.data.left_out:
         row |= _verified(network, unseen_classes(checkpoint.config.data), abnormal)
     row |= _density(network, clean, splits.test.labels)
     row["training_seconds"] = sum(epoch["seconds"] for epoch in checkpoint.history)
     return row
+
+
+def with_fitted_gaussians(network: Network, images: ImageSet) -> Network:
+    """The same features under diagonal Gaussians fitted to those of these training images."""
+    fitted, own = copy.deepcopy(network), network.mixture
+    fitted.mixture = GaussianMixture(
+        own.num_classes, own.num_features, variance="diagonal", prior=own.prior, variance_floor=own.variance_floor
+    )
+    fit_gaussians(fitted, images)
+    return fitted.requires_grad_(False)
 
 
 def _classification(classify: Classifier, clean: Seen, labels: Tensor) -> Row:
@@ -89,14 +112,14 @@ def _classification(classify: Classifier, clean: Seen, labels: Tensor) -> Row:
 
 
 def _detection(
-    checkpoint: Checkpoint, network: Network, criterion: Criterion, clean: Seen, splits: Splits, abnormal: Abnormal
+    checkpoint: Checkpoint, network: Network, victim: Network, clean: Seen, splits: Splits, abnormal: Abnormal
 ) -> Row:
     """detection: the mean of all areas under the ROC curve."""
     threshold = quantile_threshold(look(network, splits.calibration.images).score, RATE)
     sample = splits.test.select(torch.randperm(len(splits.test), generator=_generator())[: abnormal.limit])
     row: Row = {}
     for name in abnormal.attacks:
-        row |= _attacked(network, criterion, name, sample, abnormal, threshold)
+        row |= _attacked(network, victim, name, sample, abnormal, threshold)
     for name in abnormal.foreign:
         images = abnormal_images(name, checkpoint.config.data, sample, checkpoint.image_format)[: abnormal.limit]
         row |= _told_apart(name, clean.score, look(network, images).score, threshold)
@@ -119,11 +142,10 @@ def _density(network: Network, clean: Seen, labels: Tensor) -> Row:
 
 
 def _attacked(
-    network: Network, criterion: Criterion, name: str, sample: ImageSet, abnormal: Abnormal, threshold: float
+    network: Network, victim: Network, name: str, sample: ImageSet, abnormal: Abnormal, threshold: float
 ) -> Row:
     """Of images that the classifier had right before: those that the attack made wrong are to be told from them."""
     images, labels = to_unit(sample.images), sample.labels
-    victim = _victim(network, criterion)
     found = [
         run_attack(victim, name, batch, target, eps=abnormal.eps, steps=abnormal.steps)
         for batch, target in zip(torch.split(images, 128), torch.split(labels, 128), strict=True)

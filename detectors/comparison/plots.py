@@ -7,12 +7,13 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
 from matplotlib.ticker import PercentFormatter
 
 from detectors.comparison.judging import look
 from detectors.comparison.summaries import Summary
-from detectors.evaluation.plots import COLOURS, INK, STYLE, panels, to_svg
+from detectors.evaluation.plots import COLOURS, INK, STYLE, panels
 from model import gaussian
 from model.checkpoint import Checkpoint
 from model.data import load_splits
@@ -21,6 +22,7 @@ NUM_POINTS = 1500
 RESOLUTION = 120
 LARGEST_FALL = 30.0  # nats below the highest likelihood that the landscape tells apart
 ELLIPSE = 2.0  # standard deviations
+PLAIN_STYLE = {**STYLE, "axes.grid": False}
 TEN = (*COLOURS, "#5b6b7a", "#e08fb0")
 
 
@@ -63,13 +65,15 @@ def plane_of(checkpoint: Checkpoint, title: str) -> Plane:
     )
 
 
-def draw_planes(planes: Sequence[Plane]) -> str:
+def draw_planes(planes: Sequence[Plane]) -> Figure | None:
     """Side by side: test images by class, means, ellipses of two deviations, and the likelihood as a landscape."""
-    with matplotlib.rc_context({**STYLE, "axes.grid": False, "savefig.dpi": 130}):
-        figure, axes = panels(len(planes))
+    if not planes:
+        return None
+    with matplotlib.rc_context(PLAIN_STYLE):
+        figure, axes = panels(len(planes), columns=4)
         for plane, axis in zip(planes, axes, strict=True):
             _draw_plane(axis, plane)
-        return to_svg(figure)
+        return figure
 
 
 def _draw_plane(axis: Axes, plane: Plane) -> None:
@@ -94,11 +98,13 @@ def _draw_plane(axis: Axes, plane: Plane) -> None:
     axis.tick_params(labelsize=7)
 
 
-def draw_intervals(summary: Summary, figures: Mapping[str, str]) -> str:
-    """Each figure (name -> title) of every variant, one plot a figure: the mean and its interval."""
-    shown = {name: title for name, title in figures.items() if name in summary.figures}
-    if not shown or len(summary.variants) < 2:
-        return ""
+def draw_intervals(summary: Summary, shown: Mapping[str, str]) -> Figure | None:
+    """Each figure (name -> title) of every variant, one plot a figure: the mean and its interval.
+
+    None where there is but one variant or one seed.
+    """
+    if not shown or len(summary.variants) < 2 or len(summary.experiment.seeds) < 2:
+        return None
     with matplotlib.rc_context(STYLE):
         figure, axes = panels(len(shown))
         height = max(figure.get_figheight(), (0.19 * len(summary.variants) + 1) * -(-len(shown) // 3))
@@ -116,19 +122,18 @@ def draw_intervals(summary: Summary, figures: Mapping[str, str]) -> str:
             axis.set_yticks(range(len(variants)), labels, fontsize=7.5)
             axis.set(title=title, ylim=(len(variants) - 0.5, -0.5))
             axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        return to_svg(figure)
+        return figure
 
 
-def draw_grids(summary: Summary, figures: Mapping[str, str]) -> str:
-    """A grid of two axes as a field of numbers, one plot a figure; nothing for other experiments."""
+def draw_grids(summary: Summary, shown: Mapping[str, str]) -> Figure | None:
+    """A grid of two axes as a field of numbers, one plot a figure; None for other experiments."""
     grid = summary.experiment.grid
-    shown = {name: title for name, title in figures.items() if name in summary.figures}
     if len(grid) != 2 or len(summary.experiment.losses) != 1 or not shown:
-        return ""
+        return None
     (down, rows), (across, columns) = grid.items()
     loss = summary.experiment.losses[0]
     names = [key.rpartition(".")[2] for key in (down, across)]
-    with matplotlib.rc_context({**STYLE, "axes.grid": False}):
+    with matplotlib.rc_context(PLAIN_STYLE):
         figure, axes = panels(len(shown))
         for (name, title), axis in zip(shown.items(), axes, strict=True):
             variants = [[f"{loss} {names[0]}={row} {names[1]}={column}" for column in columns] for row in rows]
@@ -141,7 +146,7 @@ def draw_grids(summary: Summary, figures: Mapping[str, str]) -> str:
             axis.set_xticks(range(len(columns)), [f"{value}" for value in columns])
             axis.set_yticks(range(len(rows)), [f"{value}" for value in rows])
             axis.set(title=title, xlabel=names[1], ylabel=names[0])
-        return to_svg(figure)
+        return figure
 
 
 def _mean(summary: Summary, variant: str, name: str) -> float:

@@ -4,28 +4,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from detectors.comparison.plots import Plane, draw_grids, draw_intervals, draw_planes
+from detectors.comparison.pictures import TITLES_OF_PICTURES, Picture
+from detectors.comparison.planning import FITTED
 from detectors.comparison.summaries import SIGNIFICANT, Figure, Summary
+from detectors.comparison.wording import title_of, told_with_interval
 from detectors.evaluation import page
 
-TITLES = {
-    "accuracy": "accuracy",
-    "gaussian_accuracy": "accuracy of the Gaussians",
-    "calibration_error": "calibration error",
-    "scatter_ratio": "scatter within / between",
-    "likelihood_misfit": "likelihood misfit",
-    "log_likelihood": "mean log p(x), nats",
-    "realised_fpr": "clean flagged at 5 %",
-    "detection": "mean AUROC",
-    "verification_accuracy": "verification accuracy",
-    "verification_error": "its standard error",
-    "verification_tpr_at_fpr_1": "verification TPR at 1 %",
-    "training_seconds": "training, s",
-}
-PLAIN = ("log_likelihood", "training_seconds", "scatter_ratio")
 MEANINGS = [
     ("accuracy", "of the loss's own classifier on test images, without margin or noise"),
-    ("accuracy of the Gaussians", "of argmax p(x, k): for a loss without density, Gaussians fitted after training"),
+    (
+        "accuracy of the Gaussians",
+        "of argmax p(x, k): for a loss without density, and in rows that say fitted, of diagonal Gaussians fitted to "
+        "the training images' features after training",
+    ),
     ("calibration error", "expected calibration error of the classifier's softmax, 15 bins"),
     ("scatter within / between", "tr S_w / tr S_b of test features; small: tight classes far apart"),
     (
@@ -55,46 +46,33 @@ STATISTICS = (
 )
 
 
-def title_of(name: str) -> str:
-    """A figure's name for people."""
-    if name in TITLES:
-        return TITLES[name]
-    for suffix, said in (("_auroc", "AUROC"), ("_tpr_at_fpr_5", "TPR at 5 %"), ("_accuracy", "accuracy under")):
-        if name.endswith(suffix):
-            subject = name.removesuffix(suffix)
-            return f"{said} {subject}" if suffix == "_accuracy" else f"{subject} {said}"
-    return name
-
-
-def told(name: str, value: float) -> str:
-    """A figure's value for people."""
-    if name in PLAIN:
-        return f"{value:.3g}"
-    return f"{value:.4f}" if name.endswith(("_auroc", "detection", "misfit")) else f"{value:.2%}"
-
-
 def write_report(
-    results: Mapping[str, Any], summaries: Sequence[Summary], planes: Mapping[str, Sequence[Plane]]
+    results: Mapping[str, Any], summaries: Sequence[Summary], pictures: Mapping[str, Sequence[Picture]]
 ) -> str:
-    """The whole page as text."""
+    """The whole page as text. pictures: by the experiment's name."""
     title = f"{results['name']}: losses compared"
-    return page.page(title, [f"<h1>{escape(title)}</h1>", *_sections(results, summaries, planes)])
+    return page.page(title, [f"<h1>{escape(title)}</h1>", *_sections(results, summaries, pictures)])
 
 
 def _sections(
-    results: Mapping[str, Any], summaries: Sequence[Summary], planes: Mapping[str, Sequence[Plane]]
+    results: Mapping[str, Any], summaries: Sequence[Summary], pictures: Mapping[str, Sequence[Picture]]
 ) -> Iterator[str]:
-    yield page.paragraph(f"{len(results['rows'])} trainings of the same network on the same images.", "quiet")
+    trainings = sum(not row["variant"].endswith(FITTED) for row in results["rows"])
+    yield page.paragraph(f"{trainings} trainings of the same network on the same images.", "quiet")
     yield page.facts(MEANINGS)
     for summary in summaries:
         yield page.heading(summary.experiment.title)
         if summary.experiment.question:
             yield page.paragraph(summary.experiment.question)
-        if drawn := planes.get(summary.experiment.name):
-            yield page.paragraph(PLANES, "quiet")
-            yield page.plot(draw_planes(drawn), "Feature planes")
+        drawn = pictures.get(summary.experiment.name, [])
+        for picture in drawn:
+            if picture.kind == "planes":
+                yield page.paragraph(PLANES, "quiet")
+                yield page.plot(picture.svg, TITLES_OF_PICTURES[picture.kind])
         yield from experiment_tables(summary)
-        yield from _plots(summary)
+        for picture in drawn:
+            if picture.kind != "planes":
+                yield page.plot(picture.svg, TITLES_OF_PICTURES[picture.kind])
     yield page.heading("How it was run")
     yield f"<pre>{escape(results['command'])}</pre>"
     yield page.facts(
@@ -132,14 +110,6 @@ def experiment_tables(summary: Summary) -> Iterator[str]:
         yield page.paragraph(f"{run}: {message}.", "warned")
 
 
-def _plots(summary: Summary) -> Iterator[str]:
-    areas = [name for name in summary.figures if name.endswith("_auroc")]
-    shown = ["accuracy", "detection", *areas, "verification_accuracy"]
-    yield page.plot(draw_grids(summary, {name: title_of(name) for name in [*shown, "scatter_ratio"]}), "Grids")
-    if len(summary.experiment.seeds) > 1:
-        yield page.plot(draw_intervals(summary, {name: title_of(name) for name in shown}), "Means with intervals")
-
-
 def _kind(summary: Summary, variant: str) -> str:
     return "main" if variant == summary.reference and len(summary.variants) > 1 else ""
 
@@ -149,9 +119,5 @@ def _cells(figures: Mapping[str, Figure], names: Sequence[str]) -> list[page.Cel
 
 
 def _cell(name: str, figure: Figure | None) -> page.Cell:
-    if figure is None:
-        return "–"
-    text = told(name, figure.mean)
-    if figure.high > figure.low:
-        text += f" ± {told(name, (figure.high - figure.low) / 2)}"
-    return (text, "warned") if figure.differs else text
+    text = told_with_interval(name, figure)
+    return (text, "warned") if figure is not None and figure.differs else text

@@ -1,9 +1,7 @@
 """A comparison as a TOML file tells it: which losses, on what, how often, under which attacks."""
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass as plain
-from itertools import product
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,9 +9,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from detectors.evaluation.attacks import check_attack
-from model.config import Config, parse_config
+from detectors.fitting import check_abnormal
 from model.errors import ConfigurationError, LGMGuardError
-from model.overrides import set_value, with_loss
+from model.overrides import apply
 
 _checked = ConfigDict(extra="forbid")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
@@ -43,14 +41,17 @@ class Abnormal:
     def __post_init__(self) -> None:
         for name in self.attacks:
             check_attack(name, self.eps)
+        for name in self.foreign:
+            check_abnormal(name)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
 class Experiment:
     """Losses x grid x seeds. changes: of the training table, as table.key = value, for all; options: for one loss.
 
-    reference: the variant that others are tested against, by its name; the last one where not given. distillation's
-    teacher is the run of the loss `teacher` with the same seed, which comes before it.
+    reference: the variant that others are tested against, by its name; the last loss where not given. distillation's
+    teacher is the run of the loss `teacher` with the same seed, which comes before it. fitted: judge the networks of
+    gm and lgm once more by Gaussians fitted after training, as those of all other losses are judged.
     """
 
     name: Name
@@ -63,6 +64,7 @@ class Experiment:
     grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
     reference: str | None = None
     teacher: str = "softmax"
+    fitted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
@@ -75,26 +77,16 @@ class Comparison:
     abnormal: Abnormal = Field(default_factory=Abnormal)
 
 
-@plain(frozen=True, kw_only=True, slots=True)
-class Run:
-    """One training: what varies in it, its seed, and its whole configuration."""
+def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
+    """Read the file, then apply overrides: "abnormal.limit=100", "experiments.NAME.seeds=[0]" for the one so named.
 
-    experiment: Experiment
-    variant: str
-    seed: int
-    grid: dict[str, Value]
-    config: Config
-
-    @property
-    def key(self) -> str:
-        """Its place below the output's folders."""
-        return f"{self.experiment.name}/{self.variant}-seed{self.seed}".replace(" ", "_").replace("=", "-")
-
-
-def load_comparison(path: Path) -> Comparison:
-    """Read the file. Raises ConfigurationError naming each key that is wrong."""
+    Raises ConfigurationError naming each key that is wrong.
+    """
     try:
-        return TypeAdapter(Comparison).validate_python(tomllib.loads(path.read_text(encoding="utf-8")))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        for override in overrides:
+            _override(values, override)
+        return TypeAdapter(Comparison).validate_python(values)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -104,56 +96,17 @@ def load_comparison(path: Path) -> Comparison:
         raise ConfigurationError("comparison refused: " + "; ".join(problems)) from None
 
 
-def plan(comparison: Comparison, output: Path, *, only: Sequence[str] = ()) -> list[Run]:
-    """Every training, in order. Raises ConfigurationError for one that cannot be, before any is started."""
-    known = [experiment.name for experiment in comparison.experiments]
-    if len(set(known)) < len(known):
-        raise ComparisonError(f"experiments need names of their own, got {', '.join(known)}")
-    for name in only:
-        if name not in known:
-            raise ComparisonError(f"there is no experiment {name!r}; there are {', '.join(known)}")
-    chosen = [experiment for experiment in comparison.experiments if not only or experiment.name in only]
-    return [run for experiment in chosen for run in _runs(experiment, comparison.training, output)]
-
-
-def _runs(experiment: Experiment, training: Mapping[str, Any], output: Path) -> Iterator[Run]:
-    for name in experiment.options:
-        if name not in experiment.losses:
-            raise ComparisonError(f"experiment {experiment.name}: options for {name}, which is not among its losses")
-    seen: dict[tuple[str, int], str] = {}
-    for loss, values in product(experiment.losses, product(*experiment.grid.values())):
-        point = dict(zip(experiment.grid, values, strict=True))
-        variant = " ".join([loss, *(f"{key.rpartition('.')[2]}={value}" for key, value in point.items())])
-        for seed in experiment.seeds:
-            changes = {**experiment.changes, **experiment.options.get(loss, {}), **point}
-            if loss == "distillation":
-                changes["loss.teacher"] = _teacher(experiment, seen, seed, output)
-            config = _configured(experiment, training, loss, {**changes, "training.seed": seed})
-            run = Run(experiment=experiment, variant=variant, seed=seed, grid=point, config=config)
-            seen[variant, seed] = run.key
-            yield run
-    variants = list(dict.fromkeys(variant for variant, _ in seen))
-    if experiment.reference is not None and experiment.reference not in variants:
-        raise ComparisonError(
-            f"experiment {experiment.name}: reference {experiment.reference!r} is none of {', '.join(variants)}"
-        )
-
-
-def _configured(experiment: Experiment, training: Mapping[str, Any], loss: str, changes: Mapping[str, Any]) -> Config:
-    values = with_loss({**training, "name": experiment.name}, loss)
-    for key, value in changes.items():
-        values = set_value(values, key, value)
-    return parse_config(values)
-
-
-def _teacher(experiment: Experiment, seen: Mapping[tuple[str, int], str], seed: int, output: Path) -> str:
-    if (experiment.teacher, seed) not in seen:
-        raise ComparisonError(
-            f"experiment {experiment.name}: distillation's teacher {experiment.teacher} must come before it in losses"
-        )
-    return str(training_folder(output, seen[experiment.teacher, seed]))
-
-
-def training_folder(output: Path, key: str) -> Path:
-    """Where a run is trained."""
-    return output / "runs" / key
+def _override(values: dict[str, Any], override: str) -> None:
+    """As `apply` does; experiments are told by their names, which may hold dots."""
+    if not override.startswith("experiments."):
+        apply(values, override)
+        return
+    rest, found = override.removeprefix("experiments."), values.get("experiments")
+    named = {str(one.get("name")): one for one in found if isinstance(one, dict)} if isinstance(found, list) else {}
+    for name, experiment in named.items():
+        if rest.startswith(f"{name}."):
+            apply(experiment, rest.removeprefix(f"{name}."))
+            return
+    raise ComparisonError(
+        f"override {override!r} must be experiments.NAME.key=value; NAME is one of {', '.join(named)}"
+    )

@@ -8,6 +8,7 @@ import numpy as np
 from detectors.comparison import statistics
 from detectors.comparison.carrying_out import FAILED
 from detectors.comparison.judging import Row
+from detectors.comparison.planning import FITTED
 from detectors.comparison.settings import Experiment
 
 SIGNIFICANT = 0.05
@@ -61,7 +62,7 @@ def summarise(experiment: Experiment, rows: Sequence[Row]) -> Summary:
     """What the rows of one experiment say."""
     sound = [row for row in rows if FAILED not in row]
     variants = list(dict.fromkeys(row["variant"] for row in rows))
-    reference = experiment.reference or variants[-1]
+    reference = experiment.reference or [name for name in variants if not name.endswith(FITTED)][-1]
     ignored = {*NAMES, *experiment.grid}
     names = list(dict.fromkeys(name for row in sound for name in row if name not in ignored))
     values = {name: _by_variant(sound, name) for name in names}

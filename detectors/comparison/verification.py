@@ -61,12 +61,14 @@ def read_pairs(path: Path, folder: Path) -> tuple[list[Path], Pairs]:
     """LFW's pairs.txt: the images that it names, below `folder`, and the pairs of them.
 
     A line "name i j" is a pair of one person, "name i other j" of two; the first line says how many folds there are
-    and how many pairs of each kind a fold has. Raises ComparisonError naming the line that is not so.
+    and how many pairs of each kind a fold has. Raises ComparisonError naming the line or fold that is not so.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ComparisonError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ComparisonError(f"{path} is not text in UTF-8") from None
     num_folds, size = _head(path, lines[:1])
     images: dict[Path, int] = {}
     rows: list[tuple[int, int, bool]] = []
@@ -86,6 +88,11 @@ def read_pairs(path: Path, folder: Path) -> tuple[list[Path], Pairs]:
     if len(rows) != 2 * num_folds * size:
         raise ComparisonError(f"{path} promises {2 * num_folds * size} pairs and has {len(rows)}")
     first, second, same = (np.array(column) for column in zip(*rows, strict=True))
+    for fold, alike in enumerate(same.reshape(num_folds, -1).sum(1), 1):
+        if alike != size:
+            raise ComparisonError(
+                f"{path}: fold {fold} must hold {size} pairs of each kind, it has {alike} of one person"
+            )
     pairs = Pairs(first=first, second=second, same=same, fold=np.arange(len(rows)) // (2 * size))
     return list(images), pairs
 
@@ -134,7 +141,9 @@ def _head(path: Path, lines: list[str]) -> tuple[int, int]:
     words = lines[0].split() if lines else []
     if not (1 <= len(words) <= 2 and all(word.isdecimal() and int(word) > 0 for word in words)):
         raise ComparisonError(f"{path}, line 1: it must hold the number of folds and of pairs of each kind in one")
-    return (int(words[0]), int(words[1])) if len(words) == 2 else (1, int(words[0]))
+    if len(words) < 2 or int(words[0]) < 2:
+        raise ComparisonError(f"{path}, line 1: one fold leaves none for the threshold; LFW's pairs.txt has ten")
+    return int(words[0]), int(words[1])
 
 
 def _image(folder: Path, name: str, number: str) -> Path:

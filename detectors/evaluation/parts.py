@@ -129,6 +129,11 @@ def write_text(path: Path, text: str) -> None:
     _write(path, text.encode())
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all. Raises EvaluationError where the folder cannot be written to."""
+    _write(path, content)
+
+
 def _write(path: Path, content: bytes) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:

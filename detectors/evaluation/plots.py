@@ -53,9 +53,9 @@ def to_svg(figure: Figure) -> str:
     return text.replace(INK, "currentColor").replace("xlink:href", "href")
 
 
-def panels(count: int, *, share_axes: bool = False) -> tuple[Figure, list[Axes]]:
-    """A figure of so many small plots, at most three in a row."""
-    columns = min(3, max(1, count))
+def panels(count: int, *, columns: int = 3, share_axes: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure of so many small plots, at most so many columns of them."""
+    columns = min(columns, max(1, count))
     lines = -(-count // columns)
     figure = Figure(
         figsize=(PANEL[0] * columns, PANEL[1] * lines), layout=ConstrainedLayoutEngine(h_pad=0.12, w_pad=0.1)

@@ -21,17 +21,21 @@ class AngularMarginLoss(RivalLoss):
     """L = -log softmax_z of scaled cosines, that of the true class made smaller.
 
     rule: the library's loss, which says by how much and what the scale is. annealing, a number A: the true class's
-    cosine is (A_t cos theta + margined) / (A_t + 1), A_t = max(A, 1000 / (1 + 0.1 step)); without it (None) the
-    margin is there from the first step.
+    cosine is (A_t cos theta + margined) / (A_t + 1), A_t = max(A, 1000 / (1 + decay step)): the share of the margin
+    grows from a thousandth to 1 / (A + 1), to a half after 1000 / decay steps. Without annealing (None) the margin
+    is there from the first step.
     """
 
-    FIRST, DECAY = 1000.0, 0.1
+    FIRST = 1000.0
 
-    def __init__(self, num_classes: int, num_features: int, *, rule: Any, annealing: float | None = None):
+    def __init__(
+        self, num_classes: int, num_features: int, *, rule: Any, annealing: float | None = None, decay: float = 0.0
+    ):
         super().__init__(num_classes, num_features)
         self.rule = rule
         self.rule.W.data = class_weights(num_classes, num_features).data.T.contiguous()
         self.annealing = None if annealing is None else at_least_zero("annealing", annealing)
+        self.decay = at_least_zero("decay", decay)
 
     @final
     def logits(self, features: Tensor) -> Tensor:
@@ -53,7 +57,7 @@ class AngularMarginLoss(RivalLoss):
         """1 / (1 + A_t): how much of the margin is there at this step."""
         if self.annealing is None:
             return 1.0
-        return 1 / (1 + max(self.annealing, self.FIRST / (1 + self.DECAY * self.step)))
+        return 1 / (1 + max(self.annealing, self.FIRST / (1 + self.decay * self.step)))
 
 
 class LSoftmaxLoss(AngularMarginLoss):
@@ -62,16 +66,25 @@ class LSoftmaxLoss(AngularMarginLoss):
     f_z = |w_z| |x| psi(theta_z), f_k = |w_k| |x| cos theta_k;  psi(theta) = (-1)^j cos(m theta) - 2 j for theta in
     [j pi / m, (j + 1) pi / m], which falls from 1 to 1 - 2 m                                    (equations 4 to 6)
     Liu, Wen, Yu, Yang, "Large-Margin Softmax Loss for Convolutional Neural Networks", ICML 2016, arXiv 1612.02295.
-    margin: the paper's m, a whole number of one or more; 1 is softmax without bias. annealing: see
-    AngularMarginLoss; the margin comes in over training as in the paper's section 4.4, here wholly.
+    margin: the paper's m, a whole number of one or more; 1 is softmax without bias. annealing, decay: see
+    AngularMarginLoss; the margin comes in over training as in the paper's section 4.4, here wholly in the end. Too
+    much of it at once leaves the network at chance; decay is what SphereFace's authors train with.
     """
 
     name = "l-softmax"
     title = "large-margin softmax (Liu et al. 2016)"
 
-    def __init__(self, num_classes: int, num_features: int, *, margin: float | int = 2.0, annealing: float = 0.0):
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        margin: float | int = 2.0,
+        annealing: float = 0.0,
+        decay: float = 0.12,
+    ):
         rule = _multiple_angle("LargeMarginSoftmaxLoss", num_classes, num_features, margin)
-        super().__init__(num_classes, num_features, rule=rule, annealing=annealing)
+        super().__init__(num_classes, num_features, rule=rule, annealing=annealing, decay=decay)
 
 
 class ASoftmaxLoss(AngularMarginLoss):
@@ -79,15 +92,24 @@ class ASoftmaxLoss(AngularMarginLoss):
 
     f_z = |x| psi(theta_z), f_k = |x| cos theta_k, psi as of LSoftmaxLoss                        (equation 7)
     Liu, Wen, Yu, Li, Raj, Song, "SphereFace: Deep Hypersphere Embedding for Face Recognition", CVPR 2017,
-    arXiv 1704.08063. margin: m, a whole number of one or more (4 there). annealing: 5 as in the authors' training.
+    arXiv 1704.08063. margin: m, a whole number of one or more (4 there). annealing, decay: see AngularMarginLoss;
+    5 and 0.12 as in the authors' training.
     """
 
     name = "a-softmax"
     title = "A-Softmax, SphereFace (Liu et al. 2017)"
 
-    def __init__(self, num_classes: int, num_features: int, *, margin: float | int = 4.0, annealing: float = 5.0):
+    def __init__(
+        self,
+        num_classes: int,
+        num_features: int,
+        *,
+        margin: float | int = 4.0,
+        annealing: float = 5.0,
+        decay: float = 0.12,
+    ):
         rule = _multiple_angle("SphereFaceLoss", num_classes, num_features, margin)
-        super().__init__(num_classes, num_features, rule=rule, annealing=annealing)
+        super().__init__(num_classes, num_features, rule=rule, annealing=annealing, decay=decay)
 
 
 class CosFaceLoss(AngularMarginLoss):

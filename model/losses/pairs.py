@@ -5,6 +5,7 @@ comparisons of a batch are all made, so memory is O(n^2), that of the triplets O
 """
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import final
 
 import torch
@@ -93,8 +94,9 @@ class QuadrupletLoss(PairLoss):
 
     L = mean max(0, |a - p|^2 - |a - n|^2 + margin) + mean max(0, |a - p|^2 - |n - n'|^2 + second_margin)
     Chen, Chen, Zhang, Huang, "Beyond Triplet Loss: A Deep Quadruplet Network for Person Re-identification", CVPR
-    2017, equation 6; a, n, n' of three classes. For each pair a, p of a class the nearest n and the nearest pair
-    n, n' of the batch are taken, so that memory is O(n^2). margins: above zero, the second the smaller one.
+    2017, equation 6; a, n, n' of three classes. All triplets and quadruplets of the batch count, the means are over
+    those with a loss; sorted distances give the sums, so that memory is O(n^2). margins: above zero, the second
+    the smaller one.
     """
 
     name = "quadruplet"
@@ -108,27 +110,38 @@ class QuadrupletLoss(PairLoss):
     def compare(self, features: Tensor, labels: Tensor) -> Tensor:
         squares = distances_of(features).square()
         same = labels.unsqueeze(1) == labels
-        foreign = squares.masked_fill(same, torch.inf)
-        anchors, partners = torch.nonzero(same.tril(-1) | same.triu(1), as_tuple=True)
-        together = squares[anchors, partners]
-        first = F.relu(together - foreign.amin(1)[anchors] + self.margin)
-        second = F.relu(together - nearest_other_pairs(foreign, labels)[anchors] + self.second_margin)
-        return (first.sum() + second.sum()) / max(1, len(anchors))
+        partners = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+        triplets = shortfalls(
+            (squares + self.margin).masked_fill(~partners, -torch.inf), squares.masked_fill(same, torch.inf)
+        )
+        quadruplets = [
+            shortfalls(
+                squares[own][:, own][partners[own][:, own]] + self.second_margin,
+                squares[~own][:, ~own][~same[~own][:, ~own]],
+            )
+            for own in (labels == label for label in torch.unique(labels))
+        ]
+        return (_mean([triplets]) + _mean(quadruplets)).to(features.dtype)
 
 
-def nearest_other_pairs(foreign: Tensor, labels: Tensor) -> Tensor:
-    """For each input (n,) the least squared distance between two inputs of two classes, neither of them its own.
+def shortfalls(bounds: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of max(0, b - v) over every bound b and value v of the same row, and how many of them are above zero.
 
-    foreign (n, n): squared distances, infinite within a class. Only the two classes of the nearest pair of all have
-    another answer than its distance. Infinite where the batch has no such pair.
+    bounds (..., p) may hold -inf and values (..., q) inf, which count for nothing. In float64: the sums cancel.
     """
-    nearest = foreign.amin().expand(len(labels))
-    pair = labels[torch.stack(torch.unravel_index(foreign.detach().argmin(), foreign.shape))]
-    for label in pair:
-        own = labels == label
-        without = foreign.masked_fill(own | own.unsqueeze(1), torch.inf).amin()
-        nearest = torch.where(own, without, nearest)
-    return nearest
+    if bounds.shape[-1] == 0 or values.shape[-1] == 0:
+        return bounds.new_zeros((), dtype=torch.float64), bounds.new_zeros((), dtype=torch.long)
+    ordered = values.double().sort(-1).values
+    bounds = bounds.double()
+    below = torch.searchsorted(ordered.detach(), bounds.detach())
+    sums = ordered.masked_fill(ordered.isinf(), 0.0).cumsum(-1).gather(-1, (below - 1).clamp_min(0))
+    short = below * bounds.masked_fill(below == 0, 0.0) - sums.masked_fill(below == 0, 0.0)
+    return short.sum(), below.sum()
+
+
+def _mean(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    sums, counts = (torch.stack(column) for column in zip(*parts, strict=True))
+    return sums.sum() / counts.sum().clamp_min(1)
 
 
 def distances_of(features: Tensor) -> Tensor:

@@ -34,7 +34,7 @@ def expire() -> None:
     """Delete what is too old or too much by the settings (LGM_...), and files that no row names."""
     settings = load_settings()
     place = place_of(settings)
-    with closing(Database(place.database)) as database:
+    with closing(Database(place.database, must_exist=True)) as database:
         retention = Retention(
             database,
             Store(place.store),
@@ -54,7 +54,7 @@ def export(
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigurationError(f"{output} is not an empty folder; choose another one")
     place = place_of(load_settings())
-    with closing(Quarantine(Database(place.database), Store(place.store))) as quarantine:
+    with closing(Quarantine(Database(place.database, must_exist=True), Store(place.store))) as quarantine:
         output.mkdir(parents=True, exist_ok=True)
         count = 0
         with (output / "items.jsonl").open("w", encoding="utf-8") as lines:

@@ -33,11 +33,14 @@ WRITES = "lgm_writes"
 class Database:
     """Opened at its first use and again after any trouble, so that a service starts without it.
 
-    Raises SettingsError for an address that can be none.
+    must_exist: whoever only reads wants no empty file where there is none.
+    Raises SettingsError for an address that can be none, or is none yet and must be.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, *, must_exist: bool = False):
         self._url = _checked(address)
+        if must_exist and self._url.get_backend_name() == "sqlite" and not Path(str(self._url.database)).is_file():
+            raise SettingsError(f"quarantine_database: there is no file {self._url.database}")
         self._engine = _engine_for(self._url)
         self._lock = Lock()
         self._current = False

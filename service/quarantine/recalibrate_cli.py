@@ -43,7 +43,7 @@ def recalibrate_command(
     check_vacant(output)
     screener = load_bundle(bundle)
     place = _place(from_quarantine, store)
-    with closing(Quarantine(Database(place.database), Store(place.store))) as quarantine:
+    with closing(Quarantine(Database(place.database, must_exist=True), Store(place.store))) as quarantine:
         begin = None if since is None else since.replace(tzinfo=UTC)
         reviewed = gather(quarantine, model=screener.name, version=screener.version, since=begin)
         sample = _judge(screener, quarantine, reviewed.ordinary)

@@ -24,8 +24,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from service.access import Access
-from service.connections import Connection, House
+from service.connections import Connection
 from service.flight import Flight
+from service.house import House
 from service.key_file import KeyFile, append_key
 from service.keys import Role, make_key
 from service.limits import Limits
@@ -115,7 +116,8 @@ async def measure_connections(console: Console) -> None:
         max_head_bytes=32768,
         head_timeout_seconds=10,
         body_timeout_seconds=31,
-        refusal=lambda method, target, headers: None,
+        refusal=lambda method, target, given_id: None,
+        refuses_lately=lambda: False,
         on_refusal=lambda code: None,
         on_connection=lambda: None,
     )

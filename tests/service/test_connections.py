@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
-from service.connections import Connection, House
+from service.connections import Connection
+from service.house import House
+from service.turns import Turns
 
 NEVER = 1000.0
 GET = b"GET /path HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -62,7 +64,7 @@ class Site:
 
 
 @asynccontextmanager
-async def running(**limits: Any) -> AsyncIterator[Site]:
+async def running(*, keep_alive_seconds: float = 5, **limits: Any) -> AsyncIterator[Site]:
     refused: Counter[str] = Counter()
     house = House(
         **{
@@ -70,13 +72,16 @@ async def running(**limits: Any) -> AsyncIterator[Site]:
             "max_head_bytes": 2048,
             "head_timeout_seconds": NEVER,
             "body_timeout_seconds": NEVER,
-            "refusal": lambda method, target, headers: None,
+            "refusal": lambda method, target, given_id: None,
+            "has_room": lambda: True,
+            "refuses_lately": lambda: False,
+            "turns": Turns(),
             "on_refusal": lambda code: refused.update([code]),
             "on_connection": lambda: None,
             **limits,
         }
     )
-    config = uvicorn.Config(echo, log_config=None, lifespan="off")
+    config = uvicorn.Config(echo, log_config=None, lifespan="off", timeout_keep_alive=keep_alive_seconds)  # type: ignore[arg-type]
     config.load()
     state = ServerState()
     loop = asyncio.get_running_loop()
@@ -354,11 +359,17 @@ def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request():
 NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
 
 
-def only_posts(method: bytes, target: bytes, headers: list[tuple[bytes, bytes]]) -> bytes | None:
+def only_posts(method: bytes, target: bytes, given_id: bytes) -> bytes | None:
     return NO if method == b"POST" else None
 
 
-def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_goes_on():
+@pytest.fixture(params=[False, True], ids=["parsed", "read whole"])
+def run_refusing(request):
+    """Runs a scenario where posts are refused, and where they were lately too."""
+    return partial(run, refusal=only_posts, refuses_lately=lambda: request.param)
+
+
+def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_goes_on(run_refusing):
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         writer.write(POST + b"content-length: 100000\r\n\r\n" + b"x" * 1000)
@@ -369,18 +380,18 @@ def test_what_is_refused_at_the_door_is_read_and_forgotten_and_the_connection_go
         assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
         await until(lambda: len(site.house.idle) == 1)
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
 
 
-def test_a_refused_request_closes_where_it_asked_to():
+def test_a_refused_request_closes_where_it_asked_to(run_refusing):
     async def scenario(site: Site) -> None:
         answer = await site.ask(POST + b"connection: close\r\ncontent-length: 3\r\n\r\nabc" + GET)
         assert answer == NO
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
 
 
-def test_a_refusal_never_overtakes_an_answer_that_is_due():
+def test_a_refusal_never_overtakes_an_answer_that_is_due(run_refusing):
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         writer.write(GET + POST + b"content-length: 3\r\n\r\nabc")
@@ -388,10 +399,10 @@ def test_a_refusal_never_overtakes_an_answer_that_is_due():
         assert first.endswith(b'{"path": "/path", "body": 0}')
         assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')  # pipelined: the application decides
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
 
 
-def test_a_refused_body_must_come_in_time_and_well_framed():
+def test_a_refused_body_must_come_in_time_and_well_framed(run_refusing):
     async def scenario(site: Site) -> None:
         slow, malformed = await site.connect(), await site.connect()
         slow[1].write(POST + b"content-length: 5\r\n\r\nab")
@@ -399,10 +410,10 @@ def test_a_refused_body_must_come_in_time_and_well_framed():
         assert await read_to_end(slow[0]) == NO
         assert await read_to_end(malformed[0]) == NO  # its one answer is out
 
-    run(scenario, refusal=only_posts, head_timeout_seconds=0.05, body_timeout_seconds=0.05)
+    run_refusing(scenario, head_timeout_seconds=0.05, body_timeout_seconds=0.05)
 
 
-def test_who_waits_to_be_told_to_send_is_answered_by_the_application():
+def test_who_waits_to_be_told_to_send_is_answered_by_the_application(run_refusing):
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         writer.write(POST + b"expect: 100-continue\r\ncontent-length: 3\r\n\r\n")
@@ -410,4 +421,166 @@ def test_who_waits_to_be_told_to_send_is_answered_by_the_application():
         writer.write(b"abc")
         assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')
 
-    run(scenario, refusal=only_posts)
+    run_refusing(scenario)
+
+
+WHOLE = POST + b"content-length: 3\r\n\r\nabc"
+
+
+def test_whole_requests_are_refused_one_after_the_other_and_counted(run_refusing):
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for _ in range(3):
+            writer.write(WHOLE)
+            assert await reader.readuntil(b"no") == NO
+        writer.write(GET)
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
+        await until(lambda: len(site.house.idle) == 1)
+        assert site.state.total_requests == 4
+
+    run_refusing(scenario)
+
+
+def test_whole_requests_that_are_not_refused_go_on():
+    asked = []
+
+    def note(method: bytes, target: bytes, given_id: bytes) -> bytes | None:
+        asked.append((method, target, given_id))
+        return None
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for given_id in (b"one", b"two"):
+            writer.write(b"POST /3?a=b HTTP/1.1\r\nX-Request-ID:" + given_id + b"\r\ncontent-length: 3\r\n\r\nabc")
+            assert b'"body": 3}' in await reader.readuntil(b"}   ")
+        assert sorted(set(asked)) == [(b"POST", b"/3?a=b", b"one"), (b"POST", b"/3?a=b", b"two")]
+
+    run(scenario, refusal=note, refuses_lately=lambda: True)
+
+
+def test_a_refused_connection_idles_no_longer_than_others():
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        for _ in range(2):
+            writer.write(WHOLE)
+            await reader.readuntil(b"no")
+        started = asyncio.get_running_loop().time()
+        assert await read_to_end(reader) == b""
+        assert asyncio.get_running_loop().time() - started > 0.15
+
+    run(scenario, refusal=only_posts, refuses_lately=lambda: True, keep_alive_seconds=0.2)
+
+
+def test_a_refused_connection_that_goes_on_is_not_closed():
+    """The time it may idle begins with its last refusal, not with its first; a request then ends it."""
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        loop = asyncio.get_running_loop()
+        ends = loop.time() + 0.6
+        while loop.time() < ends:
+            writer.write(WHOLE)
+            assert await reader.readuntil(b"no") == NO
+            await asyncio.sleep(0.02)
+        writer.write(POST + b"content-length: 3\r\n\r\nab")
+        assert await reader.readuntil(b"no") == NO
+        await asyncio.sleep(0.4)
+        writer.write(b"c" + GET)
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
+
+    run(scenario, refusal=only_posts, refuses_lately=lambda: True, keep_alive_seconds=0.2)
+
+
+class Busy(Turns):
+    """An event loop that never has time in the turn in which something comes."""
+
+    def begin(self, data: bytes) -> bool:
+        self._spend(0)  # the next turn comes
+        return False
+
+
+@pytest.fixture(params=[True, False], ids=["with room", "without"])
+def run_busy(request):
+    return lambda scenario, **limits: run(scenario, turns=Busy(), has_room=lambda: request.param, **limits)
+
+
+def test_what_waits_for_its_turn_comes_in_order(run_busy):
+    async def scenario(site: Site) -> None:
+        connections = [await site.connect() for _ in range(30)]
+        body = b"x" * 300_000
+        for number, (_, writer) in enumerate(connections):
+            head = b"POST /%d HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (number, len(body) + number)
+            writer.write(head + body + b"y" * number + GET)
+        for number, (reader, _) in enumerate(connections):
+            answers = await reader.readuntil(b"/path")
+            assert b'{"path": "/%d", "body": %d}' % (number, len(body) + number) in answers
+        await until(lambda: len(site.house.idle) == 30)
+
+    run_busy(scenario)
+
+
+def test_what_waits_is_neither_idle_nor_late():
+    """Held up by us, not by the client: it is not cut off for it, and answered in the end."""
+    turns = Turns()
+    turns._spent = 10**9  # a turn that does not end
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(GET)
+        await until(lambda: len(turns._waiting) == 1)
+        for _ in range(3):
+            newcomer, _ = await site.connect()
+            assert await read_to_end(newcomer) == b""  # the one that waits does not make room
+        await asyncio.sleep(0.3)
+        turns._next()
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
+
+    run(scenario, turns=turns, max_connections=1, head_timeout_seconds=0.05, keep_alive_seconds=0.05)
+
+
+def test_what_waits_at_the_end_is_still_answered():
+    turns = Turns()
+    turns._spent = 10**9
+
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(GET)
+        await until(lambda: len(turns._waiting) == 1)
+        for connection in list(site.state.connections):
+            connection.shutdown()
+        assert b'{"path": "/path", "body": 0}' in await read_to_end(reader)
+
+    run(scenario, turns=turns)
+
+
+def test_who_goes_while_it_waits_is_forgotten():
+    turns = Turns()
+    turns._spent = 10**9
+
+    async def scenario(site: Site) -> None:
+        _, writer = await site.connect()
+        writer.write(GET)
+        await until(lambda: turns.num_requests == 1)
+        for connection in list(site.state.connections):
+            connection.transport.abort()
+        await until(lambda: not site.state.connections)
+        turns._next()
+        assert turns.num_requests == 0
+        assert not site.house.idle
+
+    run(scenario, turns=turns)
+
+
+def test_probes_do_not_wait():
+    turns = Turns()
+    turns._spent = 10**9
+
+    async def scenario(site: Site) -> None:
+        _, held = await site.connect()
+        held.write(GET)
+        await until(lambda: turns.num_requests == 1)
+        reader, writer = await site.connect()
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/healthz", "body": 0}')
+
+    run(scenario, turns=turns)

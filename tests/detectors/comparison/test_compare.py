@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from detectors.comparison.carrying_out import FAILED, carry_out
 from detectors.comparison.cli import app
-from detectors.comparison.judging import Row, _victim, judge, look
-from detectors.comparison.settings import Abnormal, ComparisonError, Run, load_comparison, plan, training_folder
+from detectors.comparison.judging import Row, _victim, judge, look, with_fitted_gaussians
+from detectors.comparison.pictures import LARGEST_FILE
+from detectors.comparison.planning import Run, plan, training_folder
+from detectors.comparison.settings import Abnormal, ComparisonError, load_comparison
 from detectors.comparison.summaries import summarise
 from model.checkpoint import load_checkpoint
 from model.criterion import restore_criterion
 from model.data import load_splits, to_unit
-from model.errors import ConfigurationError, LGMGuardError
+from model.errors import ConfigurationError, ImageError, LGMGuardError
 
 COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
 TOML = """
@@ -46,6 +49,7 @@ name = "losses"
 title = "Losses"
 losses = ["softmax", "distillation", "gm", "lgm"]
 seeds = [0, 1]
+fitted = true
 [[experiments]]
 name = "grid"
 title = "Grid"
@@ -104,7 +108,7 @@ def rows_of(output: Path) -> list[dict[str, Any]]:
 
 def test_every_run_has_its_row(compared: Path) -> None:
     rows = rows_of(compared)
-    assert len(rows) == 2 + 8 + 4 + 1
+    assert len(rows) == 2 + 8 + 4 + 4 + 1
     for row in rows:
         assert 0 <= row["accuracy"] <= 1
         assert 0 <= row["noise_auroc"] <= 1
@@ -131,6 +135,24 @@ def test_the_report_stands_alone_and_tells_all(compared: Path) -> None:
     assert report.count("<svg") == 3  # planes, intervals, grid
     assert "Reference: lgm." in report
     assert "Mean ranks in accuracy: " in report
+
+
+def test_tables_and_pictures_are_ready_for_a_readme(compared: Path) -> None:
+    tables = (compared / "tables.md").read_text(encoding="utf-8")
+    rows = [row for row in rows_of(compared) if row["variant"] == "lgm, fitted"]
+    mean = sum(row["accuracy"] for row in rows) / len(rows)
+    assert re.search(rf"^\| lgm, fitted \| {mean:.2%}", tables, re.MULTILINE)
+    assert re.search(r"^Mean ranks in accuracy, 1 best: ", tables, re.MULTILINE)
+    assert "Means of 2 seeds ± half of the 95 % t-interval; * differs from lgm (" in tables
+    for block in re.findall(r"(?:^\|.*\n)+", tables, re.MULTILINE):
+        assert len({line.count("|") for line in block.splitlines()}) == 1
+    pictures = re.findall(r"!\[.+\]\((.+)\)", tables)
+    assert pictures == ["plane-planes.webp", "losses-intervals.webp", "grid-grids.webp"]
+    for picture in pictures:
+        assert (compared / picture).stat().st_size <= LARGEST_FILE
+        with Image.open(compared / picture) as image:
+            assert image.format == "WEBP"
+            assert len(image.getcolors(maxcolors=2**24) or []) > 100
 
 
 def test_the_same_command_again_trains_nothing(toml: Path, compared: Path) -> None:
@@ -185,7 +207,7 @@ def test_an_attack_goes_through_the_losss_own_classifier(toml: Path, compared: P
     """The victim's scores are those that are attacked; the network itself stays as it was."""
     comparison = load_comparison(toml)
     run = plan(comparison, compared, only=["losses"])[0]
-    checkpoint = load_checkpoint(training_folder(compared, run.key))
+    checkpoint = load_checkpoint(training_folder(compared, run.training_key))
     network = checkpoint.build_network()
     criterion, images = restore_criterion(checkpoint, network), to_unit(load_splits(run.config.data).test.images[:20])
     victim = _victim(network, criterion)
@@ -198,8 +220,8 @@ def test_an_attack_goes_through_the_losss_own_classifier(toml: Path, compared: P
 
 def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
     comparison = load_comparison(toml)
-    run = plan(comparison, compared, only=["losses"])[-1]
-    checkpoint = load_checkpoint(training_folder(compared, run.key))
+    run = [run for run in plan(comparison, compared, only=["losses"]) if run.variant == "lgm"][-1]
+    checkpoint = load_checkpoint(training_folder(compared, run.training_key))
     row = judge(run, checkpoint, Abnormal(foreign=("noise",), limit=50))
     assert row["accuracy"] == row["gaussian_accuracy"] == pytest.approx(checkpoint.test_accuracy)
     splits = load_splits(run.config.data)
@@ -208,6 +230,29 @@ def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
     assert row["log_likelihood"] == pytest.approx(-scores.mean())
     threshold = np.quantile(look(network, splits.calibration.images).score, 0.95, method="higher")
     assert row["realised_fpr"] == np.mean(scores > threshold)
+
+
+def test_gaussian_losses_are_judged_by_fitted_gaussians_too(toml: Path, compared: Path) -> None:
+    """The same training and classifier, other Gaussians: those that a rival's features would get."""
+    rows = {(row["variant"], row["seed"]): row for row in rows_of(compared) if row["experiment"] == "losses"}
+    for name in ("gm", "lgm"):
+        for seed in (0, 1):
+            own, fitted = rows[name, seed], rows[f"{name}, fitted", seed]
+            for figure in ("accuracy", "calibration_error", "fgsm_accuracy", "scatter_ratio", "training_seconds"):
+                assert own[figure] == fitted[figure]
+            assert own["log_likelihood"] != fitted["log_likelihood"]
+    assert not any(variant == "softmax, fitted" for variant, _ in rows)
+    assert sorted(path.name for path in (compared / "runs" / "losses").glob("gm*")) == ["gm-seed0", "gm-seed1"]
+    run = next(run for run in plan(load_comparison(toml), compared, only=["losses"]) if run.fitted)
+    checkpoint = load_checkpoint(training_folder(compared, run.training_key))
+    train = load_splits(run.config.data).train
+    mixture = with_fitted_gaussians(checkpoint.build_network(), train).mixture
+    features = look(checkpoint.build_network(), train.images).features
+    own = features[train.labels == 3]
+    torch.testing.assert_close(mixture.means[3], own.mean(0), rtol=1e-4, atol=1e-5)
+    variances = own.var(0, correction=0).clamp_min(mixture.variance_floor)
+    assert mixture.log_variances is not None
+    torch.testing.assert_close(mixture.log_variances[3].exp(), variances, rtol=2e-2, atol=1e-4)
 
 
 def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
@@ -232,6 +277,8 @@ def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
         ("epochs = 1", "epoch = 1", r"training\.epoch"),
         ('"loss.alpha" = [', '"loss.margin" = [', r"loss\.margin: lgm has no such option"),
         ('title = "Grid"', "", r"experiments\.2\.title: Field required"),
+        ('"data.left_out" = ["8", "9"]', '"data.left_out" = ["8"]', r"verification: data\.left_out must name two"),
+        ('foreign = ["noise"]', 'foreign = ["moon"]', "abnormal set 'moon' is neither noise, inverted"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_training(
@@ -241,10 +288,51 @@ def test_what_cannot_be_compared_is_refused_before_any_training(
     assert re.search(said, str(refused(TOML.replace(old, new), tmp_path)))
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("experiments.sphere.seeds=[0]", r"must be experiments\.NAME\.key=value; NAME is one of plane, losses, grid"),
+        ("experiments.plane=0", r"must be experiments\.NAME\.key=value"),
+        ("experiments.grid.seeds=0", r"experiments\.2\.seeds"),
+        ("training.training.epochs=0", r"training\.epochs: Input should be greater than or equal to 1"),
+        ("training.epochs=1", r"(?s)epochs: .*nexpected keyword"),
+        ("abnormal.limit", r"must look like table\.key=value"),
+        ("abnormal.limit=9", r"abnormal\.limit: Input should be greater than or equal to 10"),
+    ],
+)
+def test_an_override_that_changes_nothing_sound_is_refused(override: str, said: str, tmp_path: Path) -> None:
+    assert re.search(said, str(refused(TOML, tmp_path, "--set", override)))
+
+
+def test_overrides_change_the_file(toml: Path, tmp_path: Path) -> None:
+    overrides = ["experiments.losses.seeds=[4]", "training.training.epochs=3", "abnormal.limit=12"]
+    comparison = load_comparison(toml, overrides)
+    runs = plan(comparison, tmp_path)
+    assert comparison.abnormal.limit == 12
+    assert {run.config.training.epochs for run in runs} == {3}
+    assert {run.seed for run in runs if run.experiment.name == "losses"} == {4}
+    assert {run.seed for run in runs if run.experiment.name == "grid"} == {0}
+
+
 def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
     error = refused(TOML, tmp_path, "--only", "plane,sphere")
     assert isinstance(error, ComparisonError)
     assert "there is no experiment 'sphere'; there are plane, losses" in str(error)
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_training(toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    error = invoke(toml, "--output", tmp_path / "taken").exception
+    assert isinstance(error, ComparisonError)
+    assert "taken/rows cannot be made: Not a directory; choose another --output" in str(error)
+
+
+def test_foreign_images_of_another_shape_are_refused_before_any_training(toml: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "one.png")
+    comparison, watched = load_comparison(toml, [f"abnormal.foreign=['{tmp_path}']"]), Watched()
+    with pytest.raises(ImageError, match=r"one\.png"):
+        carry_out(plan(comparison, tmp_path / "out"), comparison.abnormal, tmp_path / "out", watched)
+    assert watched.trained == []
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

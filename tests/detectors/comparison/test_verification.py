@@ -77,16 +77,20 @@ def test_lfws_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("content", "said"),
     [
-        ("", "line 1: it must hold the number of folds"),
-        ("x y\n", "line 1: it must hold the number of folds"),
-        ("1 1\nAnn 1 2\nAnn one Bob 2\n", "line 3: neither 'name i j' nor"),
-        ("1 1\nAnn 1 2\n", "promises 2 pairs and has 1"),
+        (b"", "line 1: it must hold the number of folds"),
+        (b"x y\n", "line 1: it must hold the number of folds"),
+        (b"500\n", "line 1: one fold leaves none for the threshold"),
+        (b"1 1\nAnn 1 2\nAnn 1 Bob 1\n", "line 1: one fold leaves none"),
+        (b"2 1\nAnn 1 2\nAnn one Bob 2\n", "line 3: neither 'name i j' nor"),
+        (b"2 1\nAnn 1 2\nAnn 1 Bob 1\n", "promises 4 pairs and has 2"),
+        (b"2 1\nAnn 1 2\nAnn 1 Bob 1\nAnn 1 2\nBob 3 4\n", "fold 2 must hold 1 pairs of each kind, it has 2 of one"),
+        (b"\xff\xfe\x00", "is not text in UTF-8"),
     ],
 )
-def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
-    (tmp_path / "pairs.txt").write_text(text)
+def test_other_files_are_refused(content: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_bytes(content)
     with pytest.raises(ComparisonError, match=said):
         read_pairs(tmp_path / "pairs.txt", tmp_path)
 

@@ -95,13 +95,23 @@ def test_a_margin_of_one_is_softmax_without_bias() -> None:
 
 
 def test_the_margin_comes_in_over_the_steps() -> None:
-    criterion = ASoftmaxLoss(K, D, annealing=5.0)
+    criterion = ASoftmaxLoss(K, D, annealing=5.0, decay=0.1)
     assert criterion.margin_share == pytest.approx(1 / 1001)
     criterion.step = 990
     assert criterion.margin_share == pytest.approx(1 / 11)
     criterion.step = 10**6
     assert criterion.margin_share == pytest.approx(1 / 6)
     assert CosFaceLoss(K, D).margin_share == 1.0
+
+
+@pytest.mark.parametrize("kind", [LSoftmaxLoss, ASoftmaxLoss])
+def test_decay_says_how_fast_the_margin_comes(kind: type[LSoftmaxLoss | ASoftmaxLoss]) -> None:
+    for decay in (0.12, 3.0):
+        criterion = kind(K, D, annealing=0.0, decay=decay)
+        criterion.step = round(999 / decay)
+        assert criterion.margin_share == pytest.approx(0.5)
+    with pytest.raises(ConfigurationError, match="decay must be a finite number of zero or more"):
+        kind(K, D, decay=-1.0)
 
 
 def test_the_annealed_loss_lies_between_plain_and_margined() -> None:

@@ -54,20 +54,24 @@ def test_quadruplets_entry_by_entry() -> None:
     features, labels = draw()
     squares = (features[:, None] - features).square().sum(2)
     everyone = range(len(labels))
-    found = []
+    triplets, quadruplets = [], []
     for a, p in itertools.permutations(everyone, 2):
         if labels[a] != labels[p]:
             continue
-        nearest = min(squares[a, n] for n in everyone if labels[n] != labels[a])
-        others = [
-            squares[n, m]
+        triplets += [squares[a, p] - squares[a, n] + 4.0 for n in everyone if labels[n] != labels[a]]
+        quadruplets += [
+            squares[a, p] - squares[n, m] + 2.0
             for n, m in itertools.combinations(everyone, 2)
             if len({int(labels[a]), int(labels[n]), int(labels[m])}) == 3
         ]
-        first, second = squares[a, p] - nearest + 4.0, squares[a, p] - min(others) + 2.0
-        found.append(max(0.0, float(first)) + max(0.0, float(second)))
-    expected = sum(found) / len(found)
+    expected = sum(mean_above_zero(values) for values in (triplets, quadruplets))
     assert QuadrupletLoss(K, D)(features, labels).total.item() == pytest.approx(expected, rel=1e-5)
+
+
+def mean_above_zero(values: list[Tensor]) -> float:
+    above = [float(value) for value in values if value > 0]
+    assert 0 < len(above) < len(values)
+    return sum(above) / len(above)
 
 
 def test_two_classes_have_triplets_but_no_quadruplets() -> None:

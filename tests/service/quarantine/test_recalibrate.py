@@ -121,7 +121,20 @@ def test_a_folder_that_is_none_and_a_missing_store_are_refused(digits_bundle, tm
     assert (result.exit_code, "is no state folder of a service" in result.output) == (2, True)
     result = run(digits_bundle, "postgresql://host/name", tmp_path / "new")
     assert (result.exit_code, "--store" in result.output) == (2, True)
-    assert not (tmp_path / "nothing").exists()
+    missing = f"sqlite:///{tmp_path / 'typo.sqlite'}"
+    result = run(digits_bundle, missing, tmp_path / "new", "--store", str(tmp_path / "files"))
+    assert (result.exit_code, "there is no file" in result.output) == (2, True)
+    assert not any((tmp_path / name).exists() for name in ("nothing", "typo.sqlite", "new"))
+
+
+@pytest.mark.parametrize("command", [["expire"], ["export", "OUT"]], ids=lambda command: command[0])
+def test_nothing_is_made_where_no_service_has_been(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("LGM_STATE_FOLDER", str(tmp_path / "typo"))
+    result = CliRunner().invoke(
+        app, ["quarantine", *(str(tmp_path / "out") if it == "OUT" else it for it in command)]
+    )
+    assert (result.exit_code, "there is no file" in result.output) == (2, True)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_other_commands_do_what_they_say(state_folder, tmp_path, monkeypatch):
