@@ -2,6 +2,8 @@
 # --build-arg PIP_ARGS=... to take it from where you keep yours.
 FROM python:3.11-slim-bookworm AS build
 ARG PIP_ARGS=""
+# scale adds Ray, for deploy/kubernetes/kuberay.
+ARG EXTRAS="grpc,postgresql,s3,tracing"
 WORKDIR /src
 COPY pyproject.toml requirements.lock README.md LICENSE ./
 COPY model model
@@ -10,7 +12,7 @@ COPY service service
 # The lock constrains; what is installed is what the service needs, without the offline extras. What runs needs no
 # installer.
 RUN python -m venv /opt/lgm \
-    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock ".[grpc,postgresql,s3,tracing]" \
+    && /opt/lgm/bin/pip install --no-cache-dir ${PIP_ARGS} --constraint requirements.lock ".[${EXTRAS}]" \
     && /opt/lgm/bin/pip uninstall --yes pip
 
 FROM python:3.11-slim-bookworm

@@ -46,16 +46,17 @@ def screen_files(screener: Screener, files: Sequence[Path]) -> Iterator[list[Row
 
     with ThreadPoolExecutor() as pool:
         for paths in _chunks(files):
-            read_ones = list(pool.map(read, paths))
-            good = [image for image in read_ones if isinstance(image, Tensor)]
-            judged = iter(_rows(screener, torch.stack(good)) if good else [])
-            yield [
-                {
-                    "image": str(path),
-                    **(next(judged) if isinstance(image, Tensor) else _failed(screener, image)),
-                }
-                for path, image in zip(paths, read_ones, strict=True)
-            ]
+            yield judge_chunk(screener, list(map(str, paths)), list(pool.map(read, paths)))
+
+
+def judge_chunk(screener: Screener, names: Sequence[str], images: Sequence[Tensor | str]) -> list[Row]:
+    """A row for each name: what is said of its image (c, h, w) uint8, or the error that stands in its place."""
+    good = [image for image in images if isinstance(image, Tensor)]
+    judged = iter(_rows(screener, torch.stack(good)) if good else [])
+    return [
+        {"image": name, **(next(judged) if isinstance(image, Tensor) else _failed(screener, image))}
+        for name, image in zip(names, images, strict=True)
+    ]
 
 
 def screen_set(screener: Screener, images: ImageSet) -> Iterator[list[Row]]:
@@ -164,7 +165,7 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
 
     def write(rows: list[Row]) -> None:
         nonlocal writer
-        schema = pyarrow.schema([(name, _arrow_type(pyarrow, name)) for name in rows[0]])
+        schema = arrow_schema(rows[0])
         if writer is None:
             writer = pyarrow.parquet.ParquetWriter(path, schema)
         writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
@@ -176,8 +177,12 @@ def _parquet_writer(path: Path) -> Iterator[Write]:
             writer.close()
 
 
-def _arrow_type(pyarrow: Any, name: str) -> Any:
-    """By column, not by value: a chunk of unreadable files has none."""
+def arrow_schema(columns: Iterable[str]) -> Any:
+    """The types of a Parquet file of rows: by column, not by value, since unreadable files have none."""
+    import pyarrow
+
     known = {"class_index": pyarrow.int64(), "flagged": pyarrow.bool_()}
     texts = {"image", "label", "true_label", "error"}
-    return pyarrow.string() if name in texts else known.get(name, pyarrow.float64())
+    return pyarrow.schema(
+        [(name, pyarrow.string() if name in texts else known.get(name, pyarrow.float64())) for name in columns]
+    )

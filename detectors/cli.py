@@ -108,36 +108,79 @@ def fit(
 @app.command()
 def screen(
     bundle: Annotated[Path, typer.Argument(help="A bundle's folder.")],
-    paths: Annotated[list[Path] | None, typer.Argument(help="Image files or folders of them.")] = None,
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Image files or folders of them; with --engine ray also Parquet files, and URLs."),
+    ] = None,
     data: Data = None,
     data_dir: DataDirectory = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Judge at most so many images.")] = None,
     output: Annotated[
-        Path | None, typer.Option(help="A .csv or .parquet file; CSV to standard output by default.")
+        str | None,
+        typer.Option(help="A .csv or .parquet file, standard output by default; with --engine ray a folder or URL."),
     ] = None,
     device: Device = "cpu",
+    engine: Annotated[
+        str, typer.Option(help="process: this one. ray: many, on many machines; goes on where it was killed.")
+    ] = "process",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="ray: HOST:PORT of a cluster, or auto; by default this machine alone."
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="ray: workers; by default one a processor or GPU.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float, typer.Option(min=0, help="ray: of each worker, as 0.5; needs --device cuda.")
+    ] = 0,
+    block_size: Annotated[
+        int, typer.Option(min=1, help="ray: images written, and repeated after a kill, at once.")
+    ] = 4096,
+    image_column: Annotated[str, typer.Option(help="ray: column of Parquet files that holds image files.")] = "image",
 ) -> None:
     """Judge image files, folders, or the test images of a data set; one row an image."""
+    if engine not in {"process", "ray"}:
+        raise ConfigurationError(f"engine: {engine!r} is not known; use process or ray")
+    if engine == "ray":
+        if not paths or not output or data or limit:
+            raise ConfigurationError("--engine ray takes paths and --output, and neither --data nor --limit")
+        from detectors.distributed.screening import RayOptions, screen_with_ray
+
+        options = RayOptions(
+            address=address,
+            actors=actors,
+            gpus_per_actor=gpus_per_actor or float(device != "cpu"),
+            block_size=block_size,
+            image_column=image_column,
+            device=device,
+        )
+        with _progress("blocks") as progress:
+            counts = screen_with_ray(bundle, paths, output, options, progress)
+        _tell(counts.num_images, counts.num_flagged, counts.num_failed)
+        return
     if bool(paths) == bool(data):
         raise ConfigurationError("name either image files and folders, or a data set with --data")
-    bulk.check_output(output)
+    target = None if output is None else Path(output)
+    bulk.check_output(target)
     screener = load_bundle(bundle, select_device(device))
     if data:
         images = load_splits(_data_for(screener, data, data_dir)).test
         images = images.select(torch.arange(min(limit or len(images), len(images))))
         total, chunks = len(images), bulk.screen_set(screener, images)
     else:
-        files = bulk.find_files(paths or [])[:limit]
+        files = bulk.find_files([Path(path) for path in paths or ()])[:limit]
         total, chunks = len(files), bulk.screen_files(screener, files)
     done = flagged = failed = 0
-    with bulk.row_writer(output) as write, _progress("screening") as progress:
+    with bulk.row_writer(target) as write, _progress("screening") as progress:
         for rows in chunks:
             write(rows)
             done += len(rows)
             flagged += sum(row["flagged"] is True for row in rows)
             failed += sum(row["error"] is not None for row in rows)
             progress(done, total)
-    typer.echo(f"{done} images, {flagged} flagged, {failed} could not be read", err=True)
+    _tell(done, flagged, failed)
 
 
 @app.command()
@@ -219,6 +262,10 @@ def verify(context: typer.Context) -> None:
     from detectors.comparison.verify_cli import app as verification
 
     verification(args=context.args, prog_name="lgm verify", standalone_mode=False)
+
+
+def _tell(num_images: int, num_flagged: int, num_failed: int) -> None:
+    typer.echo(f"{num_images} images, {num_flagged} flagged, {num_failed} could not be read", err=True)
 
 
 def _names(listed: str) -> list[str]:

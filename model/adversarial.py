@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.config import AdversarialConfig
 from model.network import Network
+from model.part import Part
 
 
 def attacked(
@@ -24,19 +25,24 @@ def attacked(
     *,
     epoch: float,
     generator: torch.Generator,
+    part: Part | None = None,
 ) -> Float[Tensor, "n c h w"]:
     """The batch to train on, in [0, 1] and within eps of images; its first clean_share are left as they are.
 
     epoch: epochs done so far, with their fraction, which place the batch on the ramp. The generator (on the CPU)
     is the only source of chance, and is drawn from only where a random start is needed. The network's modes are
-    afterwards what they were; its gradients and batch statistics are not touched.
+    afterwards what they were; its gradients and batch statistics are not touched. part: which rows of a batch the
+    images are; all of it where not given.
     """
+    part = part or Part.whole(len(images))
     reached = ramp(config, epoch)
-    num_clean = round(config.clean_share * len(images))
-    if config.eps * reached == 0 or num_clean == len(images):
+    first = round(config.clean_share * part.total)  # of the batch's attacked rows
+    if config.eps * reached == 0 or first == part.total:
         return images
+    num_clean = min(max(0, first - part.first), len(images))
+    attacked_part = Part(max(0, part.first - first), max(0, part.last - first), part.total - first)
     with _evaluating(network):
-        found = _ascend(network, images[num_clean:], labels[num_clean:], config, reached, generator)
+        found = _ascend(network, images[num_clean:], labels[num_clean:], config, reached, attacked_part, generator)
     return torch.cat([images[:num_clean], found])
 
 
@@ -51,13 +57,14 @@ def _ascend(
     labels: Int[Tensor, " m"],
     config: AdversarialConfig,
     reached: float,
+    part: Part,
     generator: torch.Generator,
 ) -> Float[Tensor, "m c h w"]:
     eps = config.eps * reached
     step_size = 2.5 * eps / config.steps if config.step_size is None else config.step_size * reached
     current = images
     if config.random_start:
-        change = torch.empty(images.shape).uniform_(-eps, eps, generator=generator)
+        change = torch.empty(part.total, *images.shape[1:]).uniform_(-eps, eps, generator=generator)[part.rows]
         current = _confined(images + change.to(images.device), images, eps)
     for _ in range(config.steps):
         gradient = _gradient(network, current, labels)

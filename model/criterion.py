@@ -36,6 +36,7 @@ def build_criterion(config: LossConfig, network: Network, *, steps_per_epoch: in
             network.mixture,
             alpha=0.0 if config.name == "gm" else build_schedule(config.alpha, steps_per_epoch),
             lambda_=build_schedule(config.lambda_, steps_per_epoch),
+            block_size=config.block_size,
         )
     mixture = network.mixture
     options: dict[str, Any] = dict(config.options)
@@ -65,10 +66,10 @@ def learned_beside(criterion: Criterion) -> Iterable[nn.Parameter]:
     return criterion.parameters() if isinstance(criterion, RivalLoss) else ()
 
 
-def show(criterion: Criterion, images: Tensor) -> None:
-    """Let a loss that learns from a teacher see the batch."""
+def show(criterion: Criterion, images: Tensor, gather: Callable[[Tensor], Tensor]) -> None:
+    """Let a loss that learns from a teacher see the whole batch, which several processes may have to gather."""
     if isinstance(criterion, DistillationLoss):
-        criterion.see(images)
+        criterion.see(gather(images))
 
 
 @torch.no_grad()

@@ -13,6 +13,10 @@ class DivergenceError(ConfigurationError):
     """Training whose loss is no longer finite; its message names the epoch and what to lower."""
 
 
+class ProcessError(LGMGuardError):
+    """One of several training processes failed; its message says why, and what the run's folder holds."""
+
+
 class DataError(LGMGuardError):
     """Data that is missing, unreadable or does not fit the network."""
 

@@ -60,13 +60,15 @@ ScheduleConfig = Annotated[
 class LossConfig:
     """Which loss (see model/losses/known.py) and its options.
 
-    alpha, lambda: L-GM's margin and likelihood weight, numbers or schedules. The others are rivals' options; None
-    leaves a loss its own default, and what a loss does not have is refused. teacher: a finished checkpoint.
+    alpha, lambda: L-GM's margin and likelihood weight, numbers or schedules. block_size: its classes at a time, for
+    many classes. The others are rivals' options; None leaves a loss its own default, and what a loss does not have
+    is refused. teacher: a finished checkpoint.
     """
 
     name: str = known.DEFAULT
     alpha: ScheduleConfig = 0.1
     lambda_: ScheduleConfig = Field(default=0.1, alias="lambda")
+    block_size: Count | None = None
     margin: NonNegative | None = None
     second_margin: NonNegative | None = None
     scale: Positive | None = None
@@ -82,7 +84,8 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         schedules = {name for name, value in (("alpha", self.alpha), ("lambda", self.lambda_)) if value != 0.1}
-        known.check_options(self.name, schedules | self.options.keys())
+        blocks = set() if self.block_size is None else {"block_size"}
+        known.check_options(self.name, schedules | blocks | self.options.keys())
         if self.name == "distillation" and self.teacher is None:
             raise ConfigurationError("loss.teacher: distillation needs a finished checkpoint to learn from")
 

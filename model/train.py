@@ -1,14 +1,15 @@
-"""The training loop: images -> features, class Gaussians.
+"""The training loop: images -> features, class Gaussians; on one device, or one of several.
 
 Every random choice of an epoch comes from (seed, epoch) and a checkpoint is written after each epoch, so a
-killed run that is started again ends as if it had never been killed, bit for bit on a CPU.
+killed run that is started again ends as if it had never been killed, bit for bit on a CPU. Several processes draw
+what one would draw, and each works on its rows of every batch, so they follow one process's curve but for rounding.
 """
 
 import math
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from model.adversarial import attacked
 from model.augmentation import augment
+from model.batch_norm import joined
 from model.checkpoint import FILE_NAME, Checkpoint, build_network, load_checkpoint, save_checkpoint
-from model.config import Config, TrainingConfig
+from model.config import Config, dump_config
 from model.criterion import (
     Classifier,
     Criterion,
@@ -30,38 +32,51 @@ from model.criterion import (
     show,
 )
 from model.data import ImageSet, Splits, load_splits, to_unit
+from model.devices import ALONE, Devices, Embed, local_device
 from model.errors import CheckpointError, ConfigurationError, DivergenceError
 from model.losses.base import RivalLoss
 from model.network import Network
 from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+from model.part import Part
+from model.precision import autocast, warn_of_emulation
 from model.training_log import Report, Reporter
 
 EVALUATION_BATCH = 512
 
 
-def train(config: Config, output: Path, reporter: Reporter, *, command: str = "") -> Checkpoint:
+def train(
+    config: Config, output: Path, reporter: Reporter, *, command: str = "", devices: Devices = ALONE
+) -> Checkpoint:
     """Train as configured, or go on where the folder's checkpoint stopped; the finished checkpoint.
 
+    devices: this process among those that train together; all need the same folder, and the first one writes it.
+
     Raises ConfigurationError, DataError, CheckpointError before the first step wherever something does not
-    fit: classes, device, a folder that holds another run.
+    fit: classes, device, a folder that holds another run, processes that differ in configuration or data.
     """
+    devices.agree(_flat(dump_config(config)))
     previous = _previous(config, output)
+    devices.agree({"the number of epochs in the run's checkpoint": 0 if previous is None else previous.epoch})
     if previous is not None and previous.finished:
         return previous
     splits = load_splits(config.data)
     check_fit(config, splits)
     start = _fresh_checkpoint(config, splits, command)
-    network, criterion, optimizer = _learners(config, splits)
+    devices.agree({f"the digest of the {name} images": digest for name, digest in start.split_digests.items()})
+    network, criterion, optimizer = _learners(config, splits, devices)
     if previous is not None:
         _check_same_data(previous, start.split_digests, output)
         _take_up(previous, network, criterion, optimizer)
+    embed = devices.parallel(network, criterion)
     checkpoint = previous or start
 
     reporter.start(config, _steps_per_epoch(config, splits.train), checkpoint.history)
     for epoch in range(checkpoint.epoch, config.training.epochs):
         started = time.monotonic()
-        report = train_epoch(network, criterion, optimizer, splits.train, config, epoch, reporter)
-        held_out = accuracy(network, splits.calibration, classifier_of(network, criterion))
+        report = train_epoch(
+            network, criterion, optimizer, splits.train, config, epoch, reporter, devices=devices, embed=embed
+        )
+        held_out = accuracy(network, splits.calibration, classifier_of(network, criterion), devices)
         row = _row(epoch, report, held_out, seconds=time.monotonic() - started)
         reporter.finish_epoch(row)
         last = epoch + 1 == config.training.epochs
@@ -74,21 +89,33 @@ def train(config: Config, output: Path, reporter: Reporter, *, command: str = ""
             optimizer=optimizer.state_dict(),
             loss_step=criterion.step,
             history=[*checkpoint.history, row],
-            test_accuracy=accuracy(network, splits.test, network.mixture) if last else None,
+            test_accuracy=accuracy(network, splits.test, network.mixture, devices) if last else None,
             criterion=criterion.state_dict() if isinstance(criterion, RivalLoss) else {},
         )
-        save_checkpoint(checkpoint, output / FILE_NAME)
+        if devices.rank == 0:
+            save_checkpoint(checkpoint, output / FILE_NAME)
     return checkpoint
 
 
-def _learners(config: Config, splits: Splits) -> tuple[Network, Criterion, torch.optim.Optimizer]:
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """{"training.seed": 0, ...} of nested tables."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _learners(config: Config, splits: Splits, devices: Devices) -> tuple[Network, Criterion, torch.optim.Optimizer]:
     """Network, loss and optimiser as they stand before the first step."""
-    device = select_device(config.training.device)
+    device = select_device(local_device(config.training.device, devices))
+    warn_of_emulation(config.training, device)
     torch.manual_seed(config.training.seed)
     network = build_network(config, splits.train.class_names, splits.image_format)
     _check_takes(network, splits.train, config)
     _initialise(network, splits.train, config)
     network = network.to(device)
+    if not devices.alone:
+        joined(network)
     if config.training.channels_last:
         network = network.to(memory_format=torch.channels_last)
     steps_per_epoch = _steps_per_epoch(config, splits.train)
@@ -147,17 +174,25 @@ def train_epoch(
     config: Config,
     epoch: int,
     reporter: Reporter,
+    *,
+    devices: Devices = ALONE,
+    embed: Embed | None = None,
 ) -> Report:
-    """One pass over the images in an order drawn from (seed, epoch); the running means of the epoch."""
-    generator = torch.Generator().manual_seed(config.training.seed * 1_000_003 + epoch)
-    torch.manual_seed(config.training.seed * 1_000_003 + epoch)  # for layers that draw, like dropout
+    """One pass over the images in an order drawn from (seed, epoch); the running means of the epoch.
+
+    embed: what `devices.parallel` made of the network, where there are several processes.
+    """
+    embed = embed or network.embed
+    seed = config.training.seed * 1_000_003 + epoch
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed + 7919 * devices.rank)  # for layers that draw, like dropout
     device = network.mixture.means.device
     steps_per_epoch = _steps_per_epoch(config, images)
     classify = classifier_of(network, criterion)
     report = Report()
     network.train()
     criterion.train()
-    for step, (batch, labels) in enumerate(_batches(images, config, generator)):
+    for step, (batch, labels, part) in enumerate(_batches(images, config, generator, devices)):
         rate = learning_rate(
             config.optimizer,
             epoch * steps_per_epoch + step,
@@ -167,11 +202,13 @@ def train_epoch(
         set_learning_rate(optimizer, rate)
         alpha, lambda_ = criterion.alpha, criterion.lambda_
         batch, labels = batch.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        with _precision(config.training, device):
+        with autocast(config.training, device):
             reached = epoch + step / steps_per_epoch
-            batch = attacked(network, batch, labels, config.adversarial, epoch=reached, generator=generator)
-            features = network.embed(batch)
-            show(criterion, batch)
+            batch = attacked(
+                network, batch, labels[part.rows], config.adversarial, epoch=reached, generator=generator, part=part
+            )
+            features = devices.gather(embed(batch), part)
+            show(criterion, batch, partial(devices.gather, part=part))
         terms = criterion(features, labels)
         optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
@@ -194,20 +231,24 @@ def _check_finite(report: Report, epoch: int) -> None:
 
 
 @torch.inference_mode()
-def accuracy(network: Network, images: ImageSet, classify: Classifier | None = None) -> float:
+def accuracy(
+    network: Network, images: ImageSet, classify: Classifier | None = None, devices: Devices = ALONE
+) -> float:
     """Share of the images whose most likely class is their own: evaluation mode, float32, no margin.
 
-    classify: scores (n, k) of features; the network's own mixture by default.
+    classify: scores (n, k) of features; the network's own mixture by default. Every process of devices judges a part
+    of the images, and has the share of all.
     """
     network.eval()
     device = network.mixture.means.device
     correct = 0
-    for start in range(0, len(images), EVALUATION_BATCH):
-        rows = slice(start, start + EVALUATION_BATCH)
+    part = devices.part(len(images))
+    for start in range(part.first, part.last, EVALUATION_BATCH):
+        rows = slice(start, min(start + EVALUATION_BATCH, part.last))
         features = network.embed(to_unit(images.images[rows]).to(device))
         predicted = (classify or network.mixture)(features).argmax(1)
         correct += int((predicted.cpu() == images.labels[rows]).sum())
-    return correct / len(images)
+    return devices.sum(correct, device) / len(images)
 
 
 def select_device(name: str) -> torch.device:
@@ -246,23 +287,18 @@ def _check_takes(network: Network, images: ImageSet, config: Config) -> None:
 
 
 def _batches(
-    images: ImageSet, config: Config, generator: torch.Generator
-) -> Iterator[tuple[Float[Tensor, "n c h w"], Int[Tensor, " n"]]]:
+    images: ImageSet, config: Config, generator: torch.Generator, devices: Devices
+) -> Iterator[tuple[Float[Tensor, "m c h w"], Int[Tensor, " n"], Part]]:
+    """This process's m images of each batch, the labels of all n, and which rows of the batch the images are."""
     order = torch.randperm(len(images), generator=generator)
     for indices in torch.split(order, config.training.batch_size):
         if len(indices) == 1:
             continue  # batch normalisation has no variance of one image
-        batch = augment(to_unit(images.images[indices]), config.augmentation, generator)
+        part = devices.part(len(indices))
+        batch = augment(to_unit(images.images[indices[part.rows]]), config.augmentation, generator, part)
         if config.training.channels_last:
             batch = batch.contiguous(memory_format=torch.channels_last)
-        yield batch, images.labels[indices]
-
-
-def _precision(config: TrainingConfig, device: torch.device) -> AbstractContextManager[Any]:
-    """bfloat16 for the backbone: by itself where a CUDA device has it, on a CPU where it is asked for."""
-    gains = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    enabled = config.precision == "bfloat16" or (config.precision == "auto" and gains)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+        yield batch, images.labels[indices], part
 
 
 @torch.no_grad()

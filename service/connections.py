@@ -46,8 +46,8 @@ class Connection(HttpToolsProtocol):
         self._unread_bytes = 0
         self._refusal = MALFORMED
         self._refused = False  # this message is answered already
-        self._is_let_in = False  # this message, read whole, could not be refused
         self._refused_whole_at = -math.inf
+        self._kept = b""  # what came when the event loop had enough to do
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -55,7 +55,8 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, self._writes))
         self._house.on_connection()
         if len(self.connections) > self._house.max_connections and not self._make_room():
-            return transport.abort()
+            self.loop.call_soon(transport.abort)
+            return
         self._house.idle[self] = None
         self._await_client(self._house.head_timeout_seconds)
         self._look_again_later()
@@ -66,6 +67,34 @@ class Connection(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._kept:
+            self._kept += data
+        elif self._house.turns.begin(data):
+            self._take(data)
+        else:
+            self._keep(data)
+
+    def _keep(self, data: bytes) -> None:
+        """Until the event loop has time for it; no more is read before."""
+        self._kept = data
+        self._writes.pause_reading()
+        is_request = not self._in_message
+        if is_request and not self._house.has_room():
+            self._house.turns.wait_for_no(self._take_kept)
+        else:
+            self._house.turns.wait(self._take_kept, is_request=is_request)
+
+    def _take_kept(self) -> None:
+        data, self._kept = self._kept, b""
+        if data and not self.transport.is_closing():
+            self._writes.resume_reading()
+            self._take(data)
+
+    def shutdown(self) -> None:
+        self._take_kept()  # it came before the end
+        super().shutdown()
+
+    def _take(self, data: bytes) -> None:
         if self._house.refuses_lately() and self._refuse_whole(data):
             return
         self._read_bytes = len(data)
@@ -92,6 +121,7 @@ class Connection(HttpToolsProtocol):
         self._house.idle.pop(self, None)
         self._await_client(self._house.body_timeout_seconds)
         if not self._refuse():
+            self._house.turns.let_in()
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -141,9 +171,6 @@ class Connection(HttpToolsProtocol):
 
     def _refuse(self) -> bool:
         """Whether all that can be said to this request is said."""
-        if self._is_let_in:  # asked before its head was parsed; its place is taken
-            self._is_let_in = False
-            return False
         if self._has_unanswered() or self.expect_100_continue:
             return False
         given_id = next((value for name, value in self.headers if name == b"x-request-id"), b"")
@@ -161,7 +188,6 @@ class Connection(HttpToolsProtocol):
         if request is None:
             return False
         answer = self._house.refusal(request.method, request.target, request.given_id)
-        self._is_let_in = answer is None
         if answer is None:
             return False
         self._writes.write_at_once(self._with_own_headers(answer))
@@ -183,6 +209,8 @@ class Connection(HttpToolsProtocol):
 
     def timeout_keep_alive_handler(self) -> None:
         left = self._refused_whole_at + self.timeout_keep_alive - self.loop.time()
+        if self._kept:
+            left = self.timeout_keep_alive
         if left > 0:
             return self._keep_alive_for(left)
         super().timeout_keep_alive_handler()
@@ -218,7 +246,7 @@ class Connection(HttpToolsProtocol):
         return 431, "head-too-large", f"request line, headers and framing take more than {limit}"
 
     def _make_room(self) -> bool:
-        oldest = next(iter(self._house.idle), None)
+        oldest = next((connection for connection in self._house.idle if not connection._kept), None)
         if oldest is not None:
             del self._house.idle[oldest]
             oldest.transport.abort()
@@ -237,7 +265,8 @@ class Connection(HttpToolsProtocol):
     def _look(self) -> None:
         unread_before, self._unread_bytes = self._unread_bytes, self.transport.get_write_buffer_size()
         stuck = 0 < unread_before <= self._unread_bytes
-        if stuck or self.transport.is_closing() or self.loop.time() >= self._due:
+        is_late = self.loop.time() >= self._due and not self._kept
+        if stuck or is_late or self.transport.is_closing():
             self.transport.abort()
         else:
             self._look_again_later()

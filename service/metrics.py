@@ -130,6 +130,12 @@ class Metrics:
         self.worker_restarts = Counter(
             "lgm_worker_restarts", "Worker processes started in place of others that died.", registry=self.registry
         )
+        self.rate_limit_store_up = Gauge(
+            "lgm_rate_limit_store_up",
+            "0 while the store of shared rate limits fails, so that each service limits by itself; else 1.",
+            registry=self.registry,
+        )
+        self.rate_limit_store_up.set(1)
         self.model_info = Gauge(
             "lgm_model_info", "The model that serves; always 1.", ["name", "version"], registry=self.registry
         )

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from service.settings import Settings
-
 MAX_BUCKETS = 10_000
 OVERFLOW = "*"
 SWEEP_SECONDS = 1.0
@@ -49,12 +47,16 @@ class RateLimiter(Protocol):
     async def charge(self, caller: str, tokens: int) -> Allowance:
         """Take further tokens, even where there are none."""
 
+    async def close(self) -> None:
+        """Let go of what it holds open."""
+
 
 class TokenBuckets:
     """The limiter of one process. Beyond MAX_BUCKETS callers that are not idle, new ones share a bucket."""
 
     def __init__(self, *, per_second: float, burst: int, clock: Callable[[], float] = time.monotonic):
-        self._seconds_per_token, self._burst, self._clock = 1 / per_second, burst, clock
+        self.per_second, self.burst, self._clock = per_second, burst, clock
+        self._seconds_per_token = 1 / per_second
         self._full_at: dict[str, float] = {}
         self._next_sweep = 0.0
 
@@ -63,28 +65,31 @@ class TokenBuckets:
 
     @property
     def policy(self) -> str:
-        return f'"images";q={self._burst};w={math.ceil(self._burst * self._seconds_per_token)}'
+        return f'"images";q={self.burst};w={math.ceil(self.burst * self._seconds_per_token)}'
 
     async def take(self, caller: str) -> Allowance:
         now = self._clock()
         bucket = self._bucket(caller, now)
-        wait = self._full_at.get(bucket, now) - now - (self._burst - 1) * self._seconds_per_token
+        wait = self._full_at.get(bucket, now) - now - (self.burst - 1) * self._seconds_per_token
         if wait > 0:
-            return self._allowance(bucket, now, wait)
+            return self.allowance(self._full_at[bucket] - now, wait)
         return self._spend(bucket, now, 1)
 
     async def charge(self, caller: str, tokens: int) -> Allowance:
         now = self._clock()
         return self._spend(self._bucket(caller, now), now, tokens)
 
+    async def close(self) -> None:
+        self._full_at.clear()
+
+    def allowance(self, full_after: float, wait: float) -> Allowance:
+        """Of a bucket that is full after so many seconds and lets one in after `wait`."""
+        remaining = math.floor(self.burst - full_after / self._seconds_per_token + 1e-6)
+        return Allowance(max(0, remaining), full_after, wait)
+
     def _spend(self, bucket: str, now: float, tokens: int) -> Allowance:
         self._full_at[bucket] = max(self._full_at.get(bucket, now), now) + tokens * self._seconds_per_token
-        return self._allowance(bucket, now, 0)
-
-    def _allowance(self, bucket: str, now: float, wait: float) -> Allowance:
-        full_after = self._full_at[bucket] - now
-        remaining = math.floor(self._burst - full_after / self._seconds_per_token + 1e-6)
-        return Allowance(max(0, remaining), full_after, wait)
+        return self.allowance(self._full_at[bucket] - now, 0)
 
     def _bucket(self, caller: str, now: float) -> str:
         if caller in self._full_at or len(self._full_at) < MAX_BUCKETS:
@@ -93,9 +98,3 @@ class TokenBuckets:
             self._next_sweep = now + SWEEP_SECONDS
             self._full_at = {name: full_at for name, full_at in self._full_at.items() if full_at > now}
         return caller if len(self._full_at) < MAX_BUCKETS else OVERFLOW
-
-
-def limiter_of(settings: Settings) -> RateLimiter | None:
-    if not settings.rate_limit:
-        return None
-    return TokenBuckets(per_second=settings.rate_limit, burst=settings.rate_limit_burst)

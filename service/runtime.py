@@ -18,10 +18,11 @@ from service.monitoring.pulse import Pulse
 from service.monitoring.traffic import Traffic
 from service.quarantine.assembly import Ward, ward_of
 from service.quarantine.quarantine import Quarantine
-from service.rate_limit import RateLimiter, limiter_of
+from service.rate_limit import RateLimiter
 from service.refusals import Refusals
 from service.registry import Registry
 from service.settings import Settings
+from service.shared_rate_limit import limiter_of
 from service.tracing import Spans, spans_of
 
 
@@ -50,7 +51,7 @@ class Runtime:
         self.pulse = Pulse(monitor, is_ready=self.is_ready)
         self.access = Access.of(self.settings)
         self.flight = flight_of(self.settings)
-        self.limiter = limiter_of(self.settings)
+        self.limiter = limiter_of(self.settings, self.metrics)
         self.spans = spans_of(self.settings)
         self.dashboard = Dashboard(self.settings) if self.settings.dashboard else None
         self.ward = ward_of(self.settings, self.metrics)
@@ -72,6 +73,8 @@ class Runtime:
                 await self.loading
         await self.pulse.stop()
         await self.registry.close()
+        if self.limiter is not None:
+            await self.limiter.close()
         if self.ward is not None:
             await asyncio.to_thread(self.ward.close)
 

@@ -6,8 +6,9 @@ import logging
 import signal
 import socket
 from collections.abc import Awaitable, Callable
+from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import uvicorn
@@ -20,6 +21,7 @@ from service.dashboard.forwarding import MAX_MESSAGE_BYTES
 from service.dashboard.options import PREFIX
 from service.devices import resolve_devices
 from service.errors import SettingsError
+from service.listener import Listener
 from service.logs import configure_logs
 from service.runtime import Runtime
 from service.settings import Settings
@@ -75,8 +77,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         if self._listen_grpc is not None:
             self._grpc, _ = await self._listen_grpc(self._runtime)
-        await super().startup(sockets)
+        await super().startup([])
         for listener in sockets or ():
+            self._listen(listener)
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
             logger.info("listening on %s://%s", scheme, with_port(host, port))
@@ -84,6 +87,21 @@ class Server(uvicorn.Server):
                 logger.info("the dashboard is at %s://%s%s/", scheme, with_port(host, port), PREFIX)
         if self._runtime.loading is not None:
             self._runtime.loading.add_done_callback(self._check_loaded)
+
+    def _listen(self, bound: socket.socket) -> None:
+        config = self.config
+        protocol_class = cast(Callable[..., asyncio.Protocol], config.http_protocol_class)
+        make_protocol = partial(protocol_class, config, self.server_state, self.lifespan.state)
+        settings = self._runtime.settings
+        listener = Listener(
+            bound,
+            make_protocol,
+            tls=config.ssl,
+            handshake_seconds=settings.head_timeout_seconds,
+            max_handshakes=settings.max_connections,
+        )
+        listener.open()
+        self.servers.append(listener)  # type: ignore[arg-type]
 
     def _check_loaded(self, loading: asyncio.Task[None]) -> None:
         """A service that can never be ready ends."""

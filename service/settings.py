@@ -126,6 +126,11 @@ class Settings(BaseSettings):
     rate_limit_burst: int = Field(
         default=256, ge=1, le=1_000_000, description="Images that one may send at once before the rate limit holds."
     )
+    rate_limit_store: str | None = Field(
+        default=None,
+        pattern=r"^(rediss?|unix)://\S+$",
+        description="URL of a Redis in which services share rate limits; without, each has its own.",
+    )
     max_in_flight: int = Field(
         default=1024, ge=1, le=1_000_000, description="Most requests in flight; beyond, requests get 503."
     )

@@ -13,6 +13,7 @@ from service.errors import NotReadyError, OverloadedError, UnknownModelError
 from service.headers import NO_CONTENT_POLICY, SECURITY_HEADERS, STRICT_TRANSPORT, request_id_of
 from service.problems import MEDIA_TYPE, problem_body
 from service.runtime import Runtime
+from service.turns import Turns
 
 logger = logging.getLogger("service.access")
 
@@ -26,13 +27,12 @@ HEAD = "HTTP/1.1 503 Service Unavailable\r\n" + f"content-type: {MEDIA_TYPE}\r\n
 class Shedding:
     """Knows the routes that judge images; all others, and all errors, are the application's.
 
-    Many requests arrive in one turn of the event loop, and none takes its place before the next: those that were let
-    pass in this turn count as if they had.
+    Many requests arrive in one turn of the event loop, and none takes its place before the next: those that wait or
+    were let in count as if they had.
     """
 
-    def __init__(self, runtime: Runtime, *, over_tls: bool):
-        self._runtime = runtime
-        self._passed = 0
+    def __init__(self, runtime: Runtime, turns: Turns, *, over_tls: bool):
+        self._runtime, self._turns = runtime, turns
         self._refuses_lately = False
         headers = [*SECURITY_HEADERS, NO_CONTENT_POLICY, *([STRICT_TRANSPORT] if over_tls else [])]
         self._head = HEAD.encode() + b"".join(name + b": " + value + b"\r\n" for name, value in headers)
@@ -41,29 +41,34 @@ class Shedding:
         """Whether a request was refused within LATELY_SECONDS, so that the next may well be."""
         return self._refuses_lately
 
+    def has_room(self) -> bool:
+        """Whether a request for the bundle that answers by default would be let in."""
+        try:
+            self._check_room(self._runtime.engine_for())
+        except OverloadedError:
+            return False
+        except (UnknownModelError, NotReadyError):
+            return True  # which is for the application to say
+        return True
+
+    def _check_room(self, engine: Engine) -> None:
+        """Raises OverloadedError."""
+        count = 1 + self._turns.num_requests
+        engine.check_room(count)
+        self._runtime.flight.check_room(count)
+
     def refusal(self, method: bytes, target: bytes, given_id: bytes) -> bytes | None:
         """The whole answer, where the application could only refuse; None where it is to decide."""
         if method != b"POST" or self._runtime.draining:
             return None
         try:
             route, engine = self._find(target.partition(b"?")[0].decode())
-            engine.check_room(1 + self._passed)
-            self._runtime.flight.check_room(1 + self._passed)
+            self._check_room(engine)
         except OverloadedError as error:
             return self._answer(route, error, given_id)
         except (LookupError, ValueError, UnknownModelError, NotReadyError):
             return None
-        self._let_pass()
         return None
-
-    def _let_pass(self) -> None:
-        if not self._passed:
-            loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._forget_passed)  # after the first steps of all that pass now
-        self._passed += 1
-
-    def _forget_passed(self) -> None:
-        self._passed = 0
 
     def _remember(self) -> None:
         if not self._refuses_lately:

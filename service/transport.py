@@ -11,6 +11,7 @@ from service.house import House
 from service.runtime import Runtime
 from service.shedding import Shedding
 from service.tls import Certificate, certificate_of
+from service.turns import Turns
 
 OTHER_FILES = 128  # the bundle, the log, pipes to workers, the listening sockets
 
@@ -20,14 +21,17 @@ def transport_options(runtime: Runtime) -> dict[str, Any]:
     settings, metrics = runtime.settings, runtime.metrics
     certificate = certificate_of(settings)
     _allow_open_files(settings.max_connections + OTHER_FILES)
-    shedding = Shedding(runtime, over_tls=certificate is not None)
+    turns = Turns()
+    shedding = Shedding(runtime, turns, over_tls=certificate is not None)
     house = House(
         max_connections=settings.max_connections,
         max_head_bytes=settings.max_head_bytes,
         head_timeout_seconds=settings.head_timeout_seconds,
         # A little more than the app gives, whose answer says what was wrong.
         body_timeout_seconds=settings.request_timeout_seconds + 1,
+        turns=turns,
         refusal=shedding.refusal,
+        has_room=shedding.has_room,
         refuses_lately=shedding.refuses_lately,
         on_refusal=lambda code: metrics.rejected.labels(code).inc(),
         on_connection=_nothing if certificate is None else certificate.renew,

@@ -1,7 +1,9 @@
 """What many tests share: a small real run on scikit-learn's digits, and the bundle fitted from it."""
 
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from model.checkpoint import Checkpoint
 from model.config import Config, parse_config
 from model.train import train
 from model.training_log import Silent
+from tests.postgresql import Cluster
 
 # Servers that are started as they come keep what they flag somewhere, and it must not be the user's own folder.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lgm-state-")
@@ -90,3 +93,38 @@ def data_directory() -> Path:
     if not directory or not (Path(directory) / "MNIST" / "raw").is_dir():
         pytest.skip("LGM_DATA_DIR does not lead to MNIST")
     return Path(directory)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A private PostgreSQL."""
+    folder = Path(tempfile.mkdtemp(prefix="lgm-pg-"))  # a socket's path must be short
+    cluster = Cluster(folder)
+    cluster.start()
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[str]:
+    """The address of a server that speaks S3, which the environment names to every client."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
+    named = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in named.items():
+            patch.setitem(os.environ, name, value)
+        yield address
+    server.stop()

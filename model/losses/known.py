@@ -40,7 +40,7 @@ GAUSSIAN = {
     "gm": "Gaussian mixture: L-GM without margin, alpha = 0 (Wan et al. 2018)",
     "lgm": "large-margin Gaussian mixture (Wan et al. 2018); mixture.variance: unit, isotropic, diagonal",
 }
-GAUSSIAN_OPTIONS = {"gm": ("lambda",), "lgm": ("alpha", "lambda")}
+GAUSSIAN_OPTIONS = {"gm": ("lambda", "block_size"), "lgm": ("alpha", "lambda", "block_size")}
 LOSSES = (*RIVALS, *GAUSSIAN)
 DEFAULT = "lgm"
 
@@ -53,7 +53,7 @@ def title_of(name: str) -> str:
 def options_of(name: str) -> dict[str, float | None]:
     """Options that are set under [loss], with their defaults; None: derived, as the loss says, or needed."""
     if name in GAUSSIAN:
-        return dict.fromkeys(GAUSSIAN_OPTIONS[name], 0.1)
+        return {option: None if option == "block_size" else 0.1 for option in GAUSSIAN_OPTIONS[name]}
     parameters = inspect.signature(RIVALS[name].__init__).parameters.values()
     keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     return {found.name: None if found.default is found.empty else found.default for found in keywords}

@@ -1,4 +1,4 @@
-"""The large-margin Gaussian-mixture (L-GM) loss, exact, in O(n k) memory.
+"""The large-margin Gaussian-mixture (L-GM) loss, exact, in O(n k) memory or, of many classes, in O(n + k).
 
 Wan, Zhong, Li, Chen, "Rethinking Feature Distribution for Loss Functions in Image Classification",
 CVPR 2018, arXiv 1803.02988. Legend: n inputs, k classes, d features, z the true class of an input.
@@ -19,9 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model.errors import ConfigurationError
-from model.losses.lgm_function import LGMMeans, LGMTerms
+from model.losses.lgm_blocks import LGMBlocks, layout_of_all
+from model.losses.lgm_function import CLASS_BLOCK, LGMMeans, LGMTerms
 from model.mixture import GaussianMixture
 from model.schedule import Schedule, as_schedule
+
+# Scores (n, k) that are held whole where the caller does not say: 64 MB of float32.
+LARGEST_WHOLE = 2**24
 
 
 class LossTerms(NamedTuple):
@@ -42,11 +46,26 @@ class LGMLoss(nn.Module):
     alpha, lambda_: zero or more, or a Schedule over training steps. A step is one call in training mode
     with gradients enabled; it is counted here and saved with `state_dict`, so a resumed run
     goes on where it was.
+
+    block_size: classes handled at a time. Below the number of classes the (n, k) matrix of scores is never held:
+    backward makes each block's again, for a quarter more products. None does so above n k = 2^24, by 1,024 classes.
+
+    Raises ConfigurationError for a coefficient below zero or a block_size below one.
     """
 
-    def __init__(self, mixture: GaussianMixture, *, alpha: float | Schedule = 0.1, lambda_: float | Schedule = 0.1):
+    def __init__(
+        self,
+        mixture: GaussianMixture,
+        *,
+        alpha: float | Schedule = 0.1,
+        lambda_: float | Schedule = 0.1,
+        block_size: int | None = None,
+    ):
         super().__init__()
+        if block_size is not None and block_size < 1:
+            raise ConfigurationError(f"block_size must be at least 1, got {block_size}")
         self.mixture = mixture
+        self.block_size = block_size
         self._alpha = as_schedule(alpha)
         self._lambda = as_schedule(lambda_)
         self.step = 0
@@ -68,9 +87,13 @@ class LGMLoss(nn.Module):
         outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
         """
         mixture, alpha, lambda_ = self.mixture, self.alpha, self.lambda_
-        _check(features, labels, mixture)
+        check_batch(features, labels, mixture.num_features)
         try:
-            terms = LossTerms(*LGMMeans.apply(lambda_, *_arguments(features, labels, mixture, alpha)))
+            if _block_size(self.block_size, features, mixture) is None:
+                terms = LossTerms(*LGMMeans.apply(lambda_, *_arguments(features, labels, mixture, alpha)))
+            else:
+                each = lgm_terms(features, labels, mixture, alpha, block_size=self.block_size)
+                terms = averaged(*each, lambda_)
         except IndexError as error:  # indexing by them checks labels anyway
             low, high = int(labels.min()), int(labels.max())
             raise ConfigurationError(f"labels must lie in [0, {mixture.num_classes}), got {low} to {high}") from error
@@ -86,11 +109,35 @@ class LGMLoss(nn.Module):
 
 
 def lgm_terms(
-    features: Float[Tensor, "n d"], labels: Int[Tensor, " n"], mixture: GaussianMixture, alpha: float
+    features: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    mixture: GaussianMixture,
+    alpha: float,
+    *,
+    block_size: int | None = None,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """(L_cls, L_lkd) of each input, in nats, float32 or wider; differentiable once."""
-    terms: tuple[Tensor, Tensor] = LGMTerms.apply(*_arguments(features, labels, mixture, alpha))
+    """(L_cls, L_lkd) of each input, in nats, float32 or wider; differentiable once. block_size: as of LGMLoss."""
+    arguments, size = _arguments(features, labels, mixture, alpha), _block_size(block_size, features, mixture)
+    if size is None:
+        terms: tuple[Tensor, Tensor] = LGMTerms.apply(*arguments)
+        return terms
+    features, means, raw, log_priors, labels, floor, alpha = arguments
+    terms = LGMBlocks.apply(features, means, raw, log_priors, floor, alpha, layout_of_all(means, labels, size))
     return terms
+
+
+def averaged(classification: Float[Tensor, " n"], likelihood: Float[Tensor, " n"], lambda_: float) -> LossTerms:
+    """The loss of a batch from the terms of its inputs."""
+    classification, likelihood = classification.mean(), likelihood.mean()
+    return LossTerms(torch.add(classification, likelihood, alpha=lambda_), classification, likelihood)
+
+
+def _block_size(asked: int | None, features: Tensor, mixture: GaussianMixture) -> int | None:
+    """Classes handled at a time, or None where all are at once."""
+    num_classes = mixture.num_classes
+    if asked is None:
+        return None if len(features) * num_classes <= LARGEST_WHOLE else CLASS_BLOCK
+    return None if asked >= num_classes else asked
 
 
 def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha: float) -> tuple[Any, ...]:
@@ -100,8 +147,9 @@ def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha
     return features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
 
 
-def _check(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:
-    shape, num_features = features.shape, mixture.num_features
+def check_batch(features: Tensor, labels: Tensor, num_features: int) -> None:
+    """Raises ConfigurationError where shapes do not fit a mixture over so many features, or the batch is empty."""
+    shape = features.shape
     if len(shape) != 2 or shape[1] != num_features or shape[0] == 0:
         raise ConfigurationError(f"features must be (n >= 1, {num_features}) for this mixture, got {tuple(shape)}")
     if labels.shape != shape[:1] or labels.is_floating_point():

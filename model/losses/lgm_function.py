@@ -10,8 +10,7 @@ margined posterior p, r = p - [k = z], g and h the incoming gradients of L_cls a
     t_i = h_i - alpha g_i r_iz: how hard the margin and the likelihood term pull x_i and mu_z together
 
 p is the only (n, k) matrix; forward makes it in place of the scores and backward turns it into R by writing
-n entries. A form that never holds it, or one sharded by class, replaces `_cross_entropy_` and makes p block by
-block from scores and normaliser.
+n entries. `lgm_blocks` holds a block of it at a time, made of the functions that are public here.
 
 Up to some thousand classes the small operations weigh as much as the products, which push their code out of
 the cache. So they are few: factors ride along in `value` and `alpha`, and a single block is not sliced.
@@ -19,7 +18,7 @@ Products are written in place or to `out`, which autocast leaves in float32.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +29,13 @@ from model import gaussian
 CLASS_BLOCK = 1024
 
 
+class Inputs(NamedTuple):
+    """x - c (n, d), and of learned variances its squares (n, v); or what either is to be multiplied by."""
+
+    centred: Tensor
+    squares: Tensor | None
+
+
 class Classes(NamedTuple):
     """w (k, d) of centred means; of learned variances 1 / lambda, mu^2 / lambda (k, v) and log|Lambda| / 2 (k, 1)."""
 
@@ -37,6 +43,14 @@ class Classes(NamedTuple):
     inverse: Tensor | None
     norms: Tensor | None
     half_log_determinants: Tensor | None
+
+
+class ClassGradients(NamedTuple):
+    """Of means (k, d) and log-variances (k, v), and the sums over the batch of R (k, 1)."""
+
+    means: Tensor
+    log_variances: Tensor | None
+    sums: Tensor
 
 
 class Pull(NamedTuple):
@@ -103,9 +117,10 @@ def _forward(
     """L_cls and L_lkd (n, 1); lambda = floor + exp(raw), raw None for unit variances."""
     difference, centred, centre = _centred(features, means, labels)  # first of all: it raises IndexError
     index = labels.unsqueeze(1)
-    squares = None if raw is None else _products(centred, centred, raw.shape[1])
+    squares = None if raw is None else products(centred, centred, raw.shape[1])
     scores, classes = _scores(centred, squares, means, centre, raw, log_priors, floor)
-    distances = _distances(difference, classes.inverse, labels)
+    own_inverse = None if classes.inverse is None else classes.inverse.index_select(0, labels)
+    distances = doubled_distances(difference, own_inverse)
     classification, residuals, own = _cross_entropy_(scores, index, distances * (-0.5 * alpha))
     ctx.save_for_backward(labels, index, own, residuals, centred, squares, *classes)
     ctx.floor, ctx.alpha = floor, alpha
@@ -163,12 +178,12 @@ def _centred(features: Tensor, means: Tensor, labels: Tensor) -> tuple[Tensor, T
     return features - own, features - centre, centre
 
 
-def _summed(products: Tensor, num_columns: int) -> Tensor:
+def _summed(values: Tensor, num_columns: int) -> Tensor:
     """(m, 1) sums of (m, d), or all of it where every column is wanted on its own."""
-    return products if products.shape[1] == num_columns else products.sum(1, keepdim=True)
+    return values if values.shape[1] == num_columns else values.sum(1, keepdim=True)
 
 
-def _products(left: Tensor, right: Tensor, num_columns: int) -> Tensor:
+def products(left: Tensor, right: Tensor, num_columns: int) -> Tensor:
     """left * right (m, d), or its sums by row (m, 1)."""
     if left.shape[1] == num_columns:
         return left * right
@@ -177,14 +192,13 @@ def _products(left: Tensor, right: Tensor, num_columns: int) -> Tensor:
     return sums.unsqueeze(1)
 
 
-def _distances(difference: Tensor, inverse: Tensor | None, labels: Tensor) -> Tensor:
-    """Twice d_z (n, 1), from differences, so exact."""
-    if inverse is None:
-        return _products(difference, difference, 1)
-    own = inverse.index_select(0, labels)
-    if inverse.shape[1] == 1:
-        return _products(difference, difference, 1).mul_(own)
-    return _products(difference, own.mul_(difference), 1)
+def doubled_distances(difference: Tensor, own_inverse: Tensor | None) -> Tensor:
+    """Twice d_z (n, 1), from differences, so exact; overwrites 1 / lambda_z."""
+    if own_inverse is None:
+        return products(difference, difference, 1)
+    if own_inverse.shape[1] == 1:
+        return products(difference, difference, 1).mul_(own_inverse)
+    return products(difference, own_inverse.mul_(difference), 1)
 
 
 def _blocks(columns: Tensor, *rows: Tensor | None) -> Iterator[tuple[Any, ...]]:
@@ -216,13 +230,23 @@ def _scores(
         scores, means, raw, log_priors, *classes
     ):
         torch.sub(mu, centre, out=weight)
-        if squares is None:
-            bias = torch.add(log_weights, _products(weight, weight, 1).squeeze(1), alpha=-0.5)
-            torch.addmm(bias, centred, weight.T, out=out)
-        else:
-            bias = log_weights - _scale_(weight, inverse, norms, half_log_determinants, block_raw, floor).squeeze(1)
-            _quadratic_scores(centred, squares, weight, inverse, bias, out)
+        block = Classes(weight, inverse, norms, half_log_determinants)
+        scores_(out, Inputs(centred, squares), block, block_raw, log_weights, floor)
     return scores, classes
+
+
+def scores_(
+    out: Tensor, inputs: Inputs, classes: Classes, raw: Tensor | None, log_priors: Tensor, floor: float
+) -> None:
+    """Write the scores (n, b) of a block, and what they are made of over its centred means in `classes.weight`."""
+    centred, squares = inputs
+    weight, inverse, norms, half_log_determinants = classes
+    if squares is None or raw is None or inverse is None or norms is None or half_log_determinants is None:
+        bias = torch.add(log_priors, products(weight, weight, 1).squeeze(1), alpha=-0.5)
+        torch.addmm(bias, centred, weight.T, out=out)
+    else:
+        bias = log_priors - _scale_(weight, inverse, norms, half_log_determinants, raw, floor).squeeze(1)
+        _quadratic_scores(centred, squares, weight, inverse, bias, out)
 
 
 def _scale_(
@@ -231,7 +255,7 @@ def _scale_(
     """Divide the means in `weight` by lambda and fill in the rest; returns log|Lambda| / 2 + <mu, w> / 2 (b, 1)."""
     log_determinants = _summed(gaussian.log_floored_(inverse, raw, floor), 1)
     torch.mul(log_determinants, _share(weight, inverse), out=half_log_determinants)
-    torch.mul(_products(weight, weight, raw.shape[1]), inverse, out=norms)
+    torch.mul(products(weight, weight, raw.shape[1]), inverse, out=norms)
     weight.mul_(inverse)
     return torch.add(half_log_determinants, _summed(norms, 1), alpha=0.5)
 
@@ -277,23 +301,46 @@ def _all_classes(
     sums, grad_squares, grad_log = centred.new_empty(len(grad_means), 1), None, None
     if squares is not None and classes.inverse is not None:
         grad_squares, grad_log = torch.empty_like(squares), torch.empty_like(classes.inverse)
+    into = Inputs(grad_features, grad_squares)
     blocks = _blocks(residuals, *classes[:3], slack, grad_means, grad_log, sums)
     for number, (part, weight, inverse, norms, block_slack, block_means, block_log, block_sums) in enumerate(blocks):
-        transposed, kept = part.T, min(number, 1)  # the first block overwrites the sums, which are empty
-        torch.mm(transposed, centred, out=block_means)
-        grad_features.addmm_(part, weight, beta=kept)
-        torch.sum(part, 0, out=block_sums.squeeze(1))
-        if squares is not None and grad_squares is not None:
-            grad_squares.addmm_(part, inverse, beta=kept)
-            torch.mm(transposed, squares, out=block_log)
-            passed = _products(block_means, weight, inverse.shape[1]).addcmul_(block_sums, norms, value=-0.5)
-            _log_variance_gradient_(block_log, passed, block_sums - block_slack, inverse, _share(weight, inverse))
-            block_means.mul_(inverse)
+        grads = ClassGradients(block_means, block_log, block_sums)
+        block = Classes(weight, inverse, norms, None)
+        kept = min(number, 1)  # the first block overwrites the sums, which are empty
+        gradients_(grads, into, part, Inputs(centred, squares), block, block_slack, kept=kept)
+        block_means.mul_(pull.scale)
+        if block_log is not None:
             block_log.mul_(pull.scale)
-        block_means.addcmul_(block_sums, weight, value=-1).mul_(pull.scale)  # dL/dmu = dL/dw / lambda - dL/db w
     # Rows of r sum to zero, those of R to -t.
     grad_features.addcmul_(centred, pull.tension if grad_squares is None else grad_squares.neg_())
     return grad_features.mul_(pull.scale), grad_means, grad_log, sums
+
+
+def gradients_(
+    grads: ClassGradients,
+    sums: Inputs,
+    residuals: Tensor,
+    inputs: Inputs,
+    classes: Classes,
+    slack: Tensor,
+    *,
+    kept: int,
+) -> None:
+    """From R (n, b) of a block: write its classes' gradients; sums = kept sums + (R w, R / lambda), kept 0 or 1."""
+    weight, inverse, norms, _ = classes
+    centred, squares = inputs
+    transposed = residuals.T
+    torch.mm(transposed, centred, out=grads.means)
+    sums.centred.addmm_(residuals, weight, beta=kept)
+    torch.sum(residuals, 0, out=grads.sums.squeeze(1))
+    if squares is not None and sums.squares is not None and inverse is not None and norms is not None:
+        sums.squares.addmm_(residuals, inverse, beta=kept)
+        grad_log = cast(Tensor, grads.log_variances)
+        torch.mm(transposed, squares, out=grad_log)
+        passed = products(grads.means, weight, inverse.shape[1]).addcmul_(grads.sums, norms, value=-0.5)
+        _log_variance_gradient_(grad_log, passed, grads.sums - slack, inverse, _share(weight, inverse))
+        grads.means.mul_(inverse)
+    grads.means.addcmul_(grads.sums, weight, value=-1)  # dL/dmu = dL/dw / lambda - dL/db w
 
 
 def _log_variance_gradient_(

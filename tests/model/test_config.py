@@ -85,6 +85,8 @@ MISTAKES: list[tuple[Mapping[str, Any], str, str]] = [
     ({"adversarial": {"ramp_epochs": -1}}, "adversarial.ramp_epochs", "greater than or equal to 0"),
     ({"adversarial": {"clean_share": 1.0}}, "adversarial.clean_share", "less than 1"),
     ({"adversarial": {"budget": 1}}, "adversarial.budget", "[Uu]nexpected"),
+    ({"loss": {"block_size": 0}}, "loss.block_size", "greater than or equal to 1"),
+    ({"loss": {"name": "softmax", "block_size": 8}}, "loss.block_size", "no such option"),
     ({"optimizer": {"name": "lion"}}, "optimizer.name", "adamw"),
     ({"optimizer": {"learning_rate": 0}}, "optimizer.learning_rate", "greater than 0"),
     ({"optimizer": {"momentum": 1.0}}, "optimizer.momentum", "less than 1"),

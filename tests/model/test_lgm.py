@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.errors import ConfigurationError
 from model.gaussian import log_joint
-from model.losses import LGMLoss, lgm_function, lgm_terms
+from model.losses import LGMLoss, lgm, lgm_function, lgm_terms
 from model.mixture import GaussianMixture
 from model.schedule import AddUp, LinearRamp, Schedule, StepUp
 
@@ -21,10 +21,15 @@ FORMS = ["unit", "isotropic", "diagonal"]
 FLOOR = 0.05
 
 
-@pytest.fixture(autouse=True, params=[2, 1024], ids=["blocks", "one block"])
-def class_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test here runs with many blocks of classes and with a single one."""
-    monkeypatch.setattr(lgm_function, "CLASS_BLOCK", request.param)
+@pytest.fixture(autouse=True, params=["blocks", "one block", "never whole"])
+def class_block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here runs with many blocks of classes, with a single one, and without the matrix of scores."""
+    form: str = request.param
+    for module in (lgm_function, lgm):
+        monkeypatch.setattr(module, "CLASS_BLOCK", 1024 if form == "one block" else 2)
+    if form == "never whole":
+        monkeypatch.setattr(lgm, "LARGEST_WHOLE", 0)
+    return form
 
 
 class Case(NamedTuple):
@@ -336,12 +341,13 @@ class LargestOutput(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_nothing_larger_than_the_scores_and_the_parameters_is_ever_made(form: str) -> None:
+def test_nothing_larger_than_the_scores_and_the_parameters_is_ever_made(form: str, class_block: str) -> None:
     num_inputs, num_classes, num_features = 24, 20, 16
     case = draw(form, num_inputs=num_inputs, num_classes=num_classes, num_features=num_features)
     with LargestOutput() as largest:
         sum(term.sum() for term in case.terms(0.3)).backward()
-    assert largest.num_elements == num_inputs * num_classes
+    whole = class_block != "never whole"  # then nothing is larger than what came in
+    assert largest.num_elements == num_inputs * (num_classes if whole else num_features)
     with LargestOutput() as largest:
         case.mixture(case.features).sum().backward()
     assert largest.num_elements <= num_inputs * 2 * num_features < num_inputs * num_classes * num_features
@@ -452,6 +458,40 @@ def test_only_training_steps_count() -> None:
     criterion.eval()
     criterion(case.features, case.labels)
     assert criterion.step == 1
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("block_size", [1, 7, 99])
+def test_blocks_give_the_loss_and_gradients_of_the_whole_matrix(form: str, block_size: int) -> None:
+    """In float32, means of classes far apart, a block that is cut short, and blocks without any true class."""
+    generator = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture(100, 8, variance=form, prior="learned", generator=generator)
+    features = torch.randn(33, 8, generator=generator).mul_(3).requires_grad_()
+    labels = torch.randint(100, (33,), generator=generator) // 30 * 30
+    found = []
+    for size in (block_size, 100):
+        terms = LGMLoss(mixture, alpha=0.3, lambda_=0.1, block_size=size)(features, labels)
+        found.append((terms, torch.autograd.grad(terms.total, (features, *mixture.parameters()))))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+
+
+def test_many_classes_are_taken_in_blocks_without_being_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lgm, "LARGEST_WHOLE", 32 * 100)
+    monkeypatch.setattr(lgm, "CLASS_BLOCK", 2)
+    generator = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture(100, 2, generator=generator)
+    largest = []
+    for num_inputs in (32, 33):
+        features = torch.randn(num_inputs, 2, generator=generator)
+        with LargestOutput() as made:
+            LGMLoss(mixture)(features, torch.arange(num_inputs)).total.backward()
+        largest.append(made.num_elements)
+    assert largest == [32 * 100, 100 * 2]  # the scores; the gradient of the means
+
+
+def test_a_block_holds_at_least_one_class() -> None:
+    with pytest.raises(ConfigurationError, match="block_size must be at least 1, got 0"):
+        LGMLoss(GaussianMixture(3, 2), block_size=0)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -234,6 +234,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path: Path) -> None:
         {"mixture": {"prior": "counts"}},
         {"mixture": {"means_from_data": True}},
         {"mixture": {"num_classes": 10}},
+        {"loss": {"block_size": 3}},
         {"optimizer": {"name": "adamw", "learning_rate": 0.01}},
         {"optimizer": {"schedule": "steps", "milestones": [1], "warmup_epochs": 0.0}},
         {"optimizer": {"clip_gradient_norm": 1.0}},

@@ -36,6 +36,7 @@ METRICS = {
     "lgm_quarantine_queue_depth": set(),
     "lgm_quarantine_bytes": set(),
     "lgm_quarantine_items": {"state"},
+    "lgm_rate_limit_store_up": set(),
     "lgm_worker_up": set(),
     "lgm_worker_restarts_total": set(),
     "lgm_model_info": {"name", "version"},

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 
 from service.runtime import Runtime
 from service.shedding import Shedding
+from service.turns import Turns
 from tests.service.conftest import workers_held
 
 PATHS = ("/v1/predict", "/v2/models/digits/infer", "/v2/models/digits/versions/{version}/infer")
@@ -19,7 +20,7 @@ def ask(client: TestClient, method: bytes, target: bytes, given_id: bytes = b"")
     """On the app's event loop, where connections ask."""
 
     async def inside() -> bytes | None:
-        return Shedding(client.app.state.runtime, over_tls=False).refusal(method, target, given_id)
+        return Shedding(client.app.state.runtime, Turns(), over_tls=False).refusal(method, target, given_id)
 
     return client.portal.call(inside)
 
@@ -80,12 +81,21 @@ def test_the_door_is_open_while_there_is_room_and_while_the_service_ends(make_cl
 
 def test_what_arrives_at_once_is_let_pass_as_far_as_there_is_room(make_client):
     client = make_client(max_in_flight=3)
-    shedding = Shedding(client.app.state.runtime, over_tls=True)
+    turns = Turns()
+    shedding = Shedding(client.app.state.runtime, turns, over_tls=True)
+
+    def ask_and_let_in() -> bytes | None:
+        has_room = shedding.has_room()
+        answer = shedding.refusal(b"POST", b"/v1/predict", b"")
+        assert has_room == (answer is None)
+        if answer is None:
+            turns.let_in()
+        return answer
 
     async def in_two_turns() -> list[int]:
         counts = []
         for _ in range(2):
-            answers = [shedding.refusal(b"POST", b"/v1/predict", b"") for _ in range(5)]
+            answers = [ask_and_let_in() for _ in range(5)]
             assert all(b"strict-transport-security" in answer for answer in answers if answer)
             counts.append(answers.count(None))
             for _ in range(3):
@@ -98,6 +108,21 @@ def test_what_arrives_at_once_is_let_pass_as_far_as_there_is_room(make_client):
     assert 'lgm_rejected_total{reason="overloaded"} 4.0' in metrics
 
 
+def test_those_who_wait_have_their_place(make_client):
+    client = make_client(max_in_flight=2)
+
+    async def with_two_waiting() -> list[bool]:
+        turns = Turns()
+        shedding = Shedding(client.app.state.runtime, turns, over_tls=False)
+        found = [shedding.has_room()]
+        for is_request in (True, False, True):  # the second is part of a body
+            turns.wait(lambda: None, is_request=is_request)
+            found.append(shedding.refusal(b"POST", b"/v1/predict", b"") is None)
+        return found
+
+    assert client.portal.call(with_two_waiting) == [True, True, True, False]
+
+
 def test_a_full_queue_is_told_at_the_door(make_client):
     client = make_client(queue_capacity=1, max_instances=1)
     runtime: Runtime = client.app.state.runtime
@@ -108,7 +133,7 @@ def test_a_full_queue_is_told_at_the_door(make_client):
         judging = [asyncio.ensure_future(engine.screen(image)) for _ in range(2)]
         while engine.depth < 1:
             await asyncio.sleep(0)
-        answer = Shedding(runtime, over_tls=False).refusal(b"POST", b"/v1/predict", b"")
+        answer = Shedding(runtime, Turns(), over_tls=False).refusal(b"POST", b"/v1/predict", b"")
         for future in judging:
             future.cancel()
         return answer

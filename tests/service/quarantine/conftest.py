@@ -1,8 +1,5 @@
 """Databases and stores of every kind: SQLite and a real PostgreSQL, a folder and a real S3 server."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +7,6 @@ from pathlib import Path
 import boto3
 import numpy as np
 import pytest
-from moto.server import ThreadedMotoServer
 
 from service.judgements import Floats
 from service.quarantine.database import Database
@@ -24,38 +20,6 @@ from service.schemas import DetectorSays
 from tests.postgresql import Cluster
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[Cluster]:
-    folder = Path(tempfile.mkdtemp(prefix="lgm-pg-"))  # a socket's path must be short
-    cluster = Cluster(folder)
-    cluster.start()
-    try:
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of a server that speaks S3, which the environment names to every client."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    named = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in named.items():
-            patch.setitem(os.environ, name, value)
-        yield address
-    server.stop()
 
 
 @pytest.fixture

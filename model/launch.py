@@ -1,0 +1,60 @@
+"""Start the processes of a training run on this machine, and say what became of them."""
+
+import logging
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from model.checkpoint import FILE_NAME, load_checkpoint
+from model.errors import LGMGuardError, ProcessError
+
+
+def launch(arguments: Sequence[str], output: Path, *, num_processes: int, restarts: int) -> None:
+    """Run `python -m model train ARGUMENTS` in so many processes, as torchrun does, to the end.
+
+    restarts: how often all of them start again, from the last checkpoint, after one has failed.
+    Raises ProcessError: what ended the first that failed, and what the run's folder holds.
+    """
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # all that matters is in the error
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=restarts,
+        logs_specs=DefaultLogsSpecs(),
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "model", "train", *arguments)
+    except ChildFailedError as error:
+        rank, failure = _first(error)
+        raise ProcessError(_said(rank, failure, num_processes, output)) from None
+
+
+def _first(error: ChildFailedError) -> tuple[int, ProcessFailure]:
+    """The one that was killed, if any was: the others fail because it no longer answers."""
+    killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
+    return killed[0] if killed else error.get_first_failure()
+
+
+def _said(rank: int, failure: ProcessFailure, num_processes: int, output: Path) -> str:
+    if failure.exitcode >= 0:
+        return failure.message.partition(": ")[2] or failure.message
+    ended = f"rank {rank} of {num_processes} was ended by {failure.signal_name()}"
+    return f"{ended}; {_state(output)}"
+
+
+def _state(output: Path) -> str:
+    try:
+        checkpoint = load_checkpoint(output)
+    except LGMGuardError:
+        return "no epoch was finished, so the same command starts anew"
+    epochs = checkpoint.config.training.epochs
+    return f"{output / FILE_NAME} holds {checkpoint.epoch} of {epochs} epochs; the same command goes on from there"
