@@ -15,6 +15,7 @@ import service.client.cli
 import service.dashboard.cli
 from model.errors import LGMGuardError
 from service import keys_cli
+from service.capacity.cli import capacity_command
 from service.client.errors import ClientError
 from service.quarantine import cli as quarantine_cli
 from service.quarantine.recalibrate_cli import recalibrate_command
@@ -50,6 +51,7 @@ app.add_typer(service.client.cli.app)
 app.add_typer(service.dashboard.cli.app)
 app.add_typer(quarantine_cli.app, name="quarantine")
 app.command("recalibrate")(recalibrate_command)
+app.command("capacity")(capacity_command)
 
 
 def _print_version(wanted: bool) -> None:

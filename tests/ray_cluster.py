@@ -16,7 +16,7 @@ TIMEOUT = 120
 class RayCluster:
     def __init__(self, folder: Path, *, num_cpus: int = 2):
         """folder: of its session, whose sockets' paths must be short."""
-        self.address = f"127.0.0.1:{_free_port()}"
+        self.address = f"127.0.0.1:{free_port()}"
         self.environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -33,7 +33,11 @@ class RayCluster:
             *("--disable-usage-stats", "--temp-dir", str(folder)),
         ]
         self.process = subprocess.Popen(
-            command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         self._await()
 
@@ -53,7 +57,7 @@ class RayCluster:
         raise AssertionError("the Ray cluster did not start")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])

@@ -279,6 +279,13 @@ SERIES = {
         ('lgm_queue_wait_seconds_bucket{job="lgm-guard",le="+Inf"}', "7x20"),
     ],
     "nothing": [("up", "1x20")],
+    "slow": [  # whoever looks at quarantine is quick, and tells nothing of those that judge
+        ('lgm_request_duration_seconds_bucket{job="lgm-guard",route="/v1/predict",le="0.2"}', "0x20"),
+        ('lgm_request_duration_seconds_bucket{job="lgm-guard",route="/v1/predict",le="0.5"}', "0+100x20"),
+        ('lgm_request_duration_seconds_bucket{job="lgm-guard",route="/v1/predict",le="+Inf"}', "0+100x20"),
+        ('lgm_request_duration_seconds_bucket{job="lgm-guard",route="/v1/quarantine",le="0.2"}', "0+900x20"),
+        ('lgm_request_duration_seconds_bucket{job="lgm-guard",route="/v1/quarantine",le="+Inf"}', "0+900x20"),
+    ],
     "busy": [  # two replicas of two workers, of which three are busy throughout
         ('lgm_inference_duration_seconds_sum{job="lgm-guard",instance="a"}', "0+30x20"),
         ('lgm_inference_duration_seconds_sum{job="lgm-guard",instance="b"}', "0+15x20"),
@@ -295,6 +302,8 @@ SERIES = {
         ("queue-wait", "quiet", 0),  # a quantile of nothing is NaN, on which nothing could be scaled
         ("queue-wait", "nothing", 0),
         ("busy-workers", "busy", 0.75),
+        ("request-duration", "slow", 0.35),
+        ("request-duration", "nothing", 0),
     ],
 )
 def test_scaling_s_queries_tell_what_they_should(asks, series, value, tmp_path):

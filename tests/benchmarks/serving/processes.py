@@ -37,6 +37,10 @@ class ServerProcess:
         self._root = psutil.Process(self._process.pid)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 

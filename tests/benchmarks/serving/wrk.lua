@@ -30,15 +30,16 @@ local function read_plan(name)
   plan:close()
 end
 
--- An open loop: the k-th request is due at start + k / rate, however late the answers are.
-local function keep_schedule(rate)
-  local period, start, sent = 1e6 / rate, nil, 0
+-- An open loop: requests are due every 1 / rate seconds, or with a seed at moments of a Poisson process of that rate,
+-- however late the answers are.
+local function keep_schedule(rate, seed)
+  local period, due = 1e6 / rate, nil
+  if seed then math.randomseed(seed) end
   function delay()
     local now = microseconds()
-    start = start or now
-    local due = start + sent * period
-    sent = sent + 1
-    return math.max(0, math.floor((due - now) / 1000))
+    local this = due or now
+    due = this + (seed and -math.log(1 - math.random()) * period or period)
+    return math.max(0, math.floor((this - now) / 1000))
   end
   function response(status)
     if status >= 200 and status < 300 then ok = ok + 1
@@ -51,7 +52,7 @@ function setup(thread) threads[#threads + 1] = thread end
 
 function init(arguments)
   read_plan(arguments[1])
-  if arguments[2] then keep_schedule(tonumber(arguments[2])) end
+  if arguments[2] then keep_schedule(tonumber(arguments[2]), tonumber(arguments[3])) end
 end
 
 function request()

@@ -61,13 +61,26 @@ def write_plan(path: Path, form: Form, bodies: Sequence[bytes]) -> None:
             plan.write(b"%d\n" % len(body) + body)
 
 
-def run(url: str, plan: Path, *, connections: int, seconds: int, rate: float | None = None) -> Load:
-    """A closed loop over so many connections, or an open one at so many requests a second. Raises WrkError."""
-    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
+def run(
+    url: str,
+    plan: Path,
+    *,
+    connections: int,
+    seconds: int,
+    rate: float | None = None,
+    seed: int | None = None,
+    core: int | None = None,
+) -> Load:
+    """A closed loop over so many connections, or an open one at so many requests a second. Raises WrkError.
+
+    seed: the open loop's moments are independent then (a Poisson process). core: the processor that it keeps to.
+    """
+    command = [] if core is None else ["taskset", "--cpu-list", str(core)]
+    command += ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
     command += ["--timeout", f"{ANSWER_TIMEOUT_SECONDS}s", "--script", str(SCRIPT), url, "--", str(plan)]
     before = _children_cpu_seconds()
     finished = subprocess.run(
-        command + ([] if rate is None else [f"{rate:.3f}"]),
+        command + [f"{given}" for given in (rate, seed) if rate is not None and given is not None],
         capture_output=True,
         text=True,
         timeout=seconds + GRACE_SECONDS,

@@ -1,0 +1,221 @@
+"""What one replica takes, as a curve for `lgm capacity`; and whether two replicas behave as it says.
+
+    python -m tests.benchmarks.capacity --output deploy/capacity/curve.json
+    python -m tests.benchmarks.capacity --check deploy/capacity/curve.json
+
+Needs Linux with two processors, wrk, and MNIST in LGM_DATA_DIR. The replica is `lgm serve` with one worker, pinned to
+the first processor, and the generator has the second to itself. For --check there is a replica on each, and a
+generator for each that shares the processors with them: half of the requests go to either, at independent random
+moments.
+"""
+
+import json
+import os
+import sys
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import psutil
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from detectors import SHIPPED_BUNDLE, load_bundle
+from model.config import DataConfig
+from model.data import load_splits
+from service.capacity.curve import Curve, Point, read_curve
+from service.capacity.planning import replica_of
+from service.capacity.simulation import simulate
+from tests.benchmarks.loss import describe_run
+from tests.benchmarks.serving import forms, wrk
+from tests.benchmarks.serving.processes import MemoryWatch, ProcessorMeter, ServerProcess, free_ports
+from tests.processes import workers_of
+
+LOADS = ((1, 1), (1, 4), (1, 16), (1, 64), (4, 16), (16, 8), (64, 4))  # images a request, connections
+SECONDS, NUM_IMAGES = 5, 1024
+CHECKED_SHARES = (0.3, 0.5, 0.7)
+CHECK_SECONDS, CHECK_CONNECTIONS = 12, 256
+CHECK_REQUESTS = 20_000
+
+
+@contextmanager
+def replica(core: int, folder: Path, *settings: str) -> Iterator[ServerProcess]:
+    """`lgm serve` on this processor, ready."""
+    (port,) = free_ports(1)
+    command = ["taskset", "--cpu-list", str(core), str(Path(sys.executable).with_name("lgm")), "serve"]
+    command += ["--port", str(port), "--state-folder", str(folder / f"state{core}"), "--no-dashboard", *settings]
+    log = folder / f"log{core}"
+    server = ServerProcess(command, port=port, environment=dict(os.environ), folder=folder, log=log)
+    try:
+        server.await_ready("/readyz")
+        yield server
+    finally:
+        server.stop()
+
+
+class Counters:
+    """What the replica's metrics and the kernel's accounts say, of what happens until the next look."""
+
+    def __init__(self, server: ServerProcess, root: int) -> None:
+        self._url, self._root = f"{server.url}/metrics", root
+        self._before = self._look()
+
+    def since(self) -> dict[str, float]:
+        before, self._before = self._before, self._look()
+        return {name: self._before[name] - before[name] for name in before}
+
+    def _look(self) -> dict[str, float]:
+        exported = read_metrics(self._url)
+        (worker,) = workers_of(self._root)
+        return {
+            "batches": exported["lgm_batch_size_count"],
+            "images": exported["lgm_batch_size_sum"],
+            "batch_seconds": exported["lgm_inference_duration_seconds_sum"],
+            "loop_seconds": sum(psutil.Process(self._root).cpu_times()[:2]),
+            "worker_seconds": sum(worker.cpu_times()[:2]),
+        }
+
+
+def read_metrics(url: str) -> dict[str, float]:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def form_of(images_per_request: int, name: str, shape: tuple[int, int, int]) -> forms.Form:
+    if images_per_request == 1:
+        return forms.png_file("/v1/predict")
+    return forms.binary_tensors(f"/v2/models/{name}/infer", size=images_per_request, shape=shape)
+
+
+def measure(folder: Path, console: Console) -> Curve:
+    """Every load in turn against one replica."""
+    screener = load_bundle(SHIPPED_BUNDLE)
+    images = load_splits(DataConfig(name="mnist")).test.images[:NUM_IMAGES]
+    points, generated = [], 0.0
+    with replica(0, folder) as server, MemoryWatch(server) as memory:
+        root, meter = server.pid, ProcessorMeter(server)
+        for size, connections in LOADS:
+            form = form_of(size, screener.name, screener.image_format.shape)
+            plan = folder / f"plan{size}"
+            wrk.write_plan(plan, form, form.bodies(images, size=size))
+            generated += wrk.run(server.url, plan, connections=connections, seconds=1).generator_cpu_seconds
+            counters = Counters(server, root)
+            load = wrk.run(server.url, plan, connections=connections, seconds=SECONDS, core=1)
+            points.append(point_of(size, connections, load, counters.since()))
+            generated += load.generator_cpu_seconds
+            console.print(points[-1], highlight=False)
+        spent = meter.spent(generator_cpu_seconds=generated)
+        console.print(f"whatever else ran took {spent.others_cpu_seconds / spent.seconds:.2f} cores", highlight=False)
+        series = len(read_metrics(f"{server.url}/metrics"))
+    described = describe_run(torch.device("cpu"), {})
+    return Curve(
+        schema_version=1,
+        hardware=f"one core of {described['hardware']}",
+        bundle=f"{screener.name} {screener.version}",
+        command="python -m tests.benchmarks.capacity --output",
+        cores=1,
+        workers=1,
+        points=tuple(points),
+        memory_bytes=memory.peak_bytes,
+        bundle_bytes=sum(path.stat().st_size for path in SHIPPED_BUNDLE.rglob("*") if path.is_file()),
+        request_bytes=(folder / "plan1").stat().st_size // NUM_IMAGES,
+        series=series,
+    )
+
+
+def point_of(size: int, connections: int, load: wrk.Load, counted: dict[str, float]) -> Point:
+    if load.status_errors or load.socket_errors:
+        raise SystemExit(f"{load.status_errors} refused, {load.socket_errors} broken: no curve of that")
+    return Point(
+        images_per_request=size,
+        connections=connections,
+        requests_per_second=round(load.requests_per_second, 1),
+        p50_seconds=load.p50_ms / 1e3,
+        p99_seconds=load.p99_ms / 1e3,
+        images_per_batch=round(counted["images"] / counted["batches"], 2),
+        batch_seconds=round(counted["batch_seconds"] / counted["batches"], 6),
+        loop_seconds_per_request=round(counted["loop_seconds"] / load.requests, 7),
+        worker_seconds_per_batch=round(counted["worker_seconds"] / counted["batches"], 6),
+    )
+
+
+def check(curve: Curve, folder: Path, console: Console) -> None:
+    """Two replicas at shares of what the curve says they can, beside what the simulation says."""
+    images = load_splits(DataConfig(name="mnist")).test.images[:NUM_IMAGES]
+    form = forms.png_file("/v1/predict")
+    wrk.write_plan(folder / "plan", form, form.bodies(images, size=1))
+    simulated = replica_of(curve)
+    most = max(point.requests_per_second for point in curve.points if point.images_per_request == 1)
+    headings = ("replicas' load", "answered/s", "not", "p50 ms", "p99 ms", "simulated p50 ms", "simulated p99 ms")
+    table = Table(*headings)
+    with ExitStack() as stack:
+        servers = [stack.enter_context(replica(core, folder)) for core in (0, 1)]
+        for server in servers:
+            wrk.run(server.url, folder / "plan", connections=16, seconds=1)
+        meters = [ProcessorMeter(server) for server in servers]
+        for share in CHECKED_SHARES:
+            loads = side_by_side(servers, folder / "plan", rate=share * most)
+            found = simulate(
+                simulated,
+                requests_per_second=share * most,
+                num_requests=CHECK_REQUESTS,
+                generator=np.random.default_rng(0),
+            )
+            table.add_row(
+                f"{share:.0%} of {2 * most:.0f}/s",
+                f"{sum(load.ok / load.seconds for load in loads):.0f}",
+                str(sum(load.refused + load.failed for load in loads)),
+                " ".join(f"{load.p50_ms:.1f}" for load in loads),
+                " ".join(f"{load.p99_ms:.1f}" for load in loads),
+                f"{found.latency(50) * 1e3:.1f}",
+                f"{found.latency(99) * 1e3:.1f}",
+            )
+        loads = side_by_side(servers, folder / "plan", rate=None)
+        console.print(f"both as fast as they can: {sum(load.requests_per_second for load in loads):.0f} requests/s")
+        first, second = (meter.spent() for meter in meters)
+        others = (first.others_cpu_seconds - second.server_cpu_seconds) / first.seconds
+        console.print(f"generators and whatever else ran took {others:.2f} cores of two", highlight=False)
+    console.print(table)
+
+
+def side_by_side(servers: list[ServerProcess], plan: Path, *, rate: float | None) -> list[wrk.Load]:
+    found: list[wrk.Load | None] = [None] * len(servers)
+
+    def drive(place: int) -> None:
+        connections = 32 if rate is None else CHECK_CONNECTIONS
+        found[place] = wrk.run(
+            servers[place].url, plan, connections=connections, seconds=CHECK_SECONDS, rate=rate, seed=place + 1
+        )
+
+    threads = [threading.Thread(target=drive, args=(place,)) for place in range(len(servers))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [load for load in found if load is not None]
+
+
+def main(
+    output: Annotated[Path | None, typer.Option(help="Measure a curve into this file.")] = None,
+    curve: Annotated[Path | None, typer.Option("--check", help="Hold two replicas against this curve.")] = None,
+) -> None:
+    wrk.require()
+    console = Console(width=120)
+    with tempfile.TemporaryDirectory() as name:
+        if output is not None:
+            measured = measure(Path(name), console)
+            output.write_text(json.dumps(measured.model_dump(mode="json"), indent=1) + "\n")
+        if curve is not None:
+            check(read_curve(curve), Path(name), console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
