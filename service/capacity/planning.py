@@ -76,7 +76,7 @@ def most_images_per_second(replica: Replica, images_per_request: int) -> float:
 def images_per_replica(replica: Replica, demand: Demand) -> float:
     """The most images a second, up to the load asked, at which 99 % wait no longer than asked and none is refused.
 
-    Raises ConfigurationError where even a nearly idle replica makes them wait longer.
+    Raises ConfigurationError where even a nearly idle replica refuses them or makes them wait longer.
     """
     most = most_images_per_second(replica, demand.images_per_request)
 
@@ -91,8 +91,9 @@ def images_per_replica(replica: Replica, demand: Demand) -> float:
         share = (low + high) / 2
         low, high = (share, high) if good(share) else (low, share)
     if low == 0:
-        wait = demand.most_wait_seconds
-        raise ConfigurationError(f"99 % wait longer than {wait:g} s even on a nearly idle replica; allow more")
+        wait = f"wait longer than {demand.most_wait_seconds:g} s"
+        size = f"requests of {demand.images_per_request} images"
+        raise ConfigurationError(f"{size} are refused, or {wait}, even by a nearly idle replica")
     return low * most
 
 

@@ -99,18 +99,21 @@ def measure(folder: Path, console: Console) -> Curve:
     """Every load in turn against one replica."""
     screener = load_bundle(SHIPPED_BUNDLE)
     images = load_splits(DataConfig(name="mnist")).test.images[:NUM_IMAGES]
-    points = []
+    points, generated = [], 0.0
     with replica(0, folder) as server, MemoryWatch(server) as memory:
-        root = server.pid
+        root, meter = server.pid, ProcessorMeter(server)
         for size, connections in LOADS:
             form = form_of(size, screener.name, screener.image_format.shape)
             plan = folder / f"plan{size}"
             wrk.write_plan(plan, form, form.bodies(images, size=size))
-            wrk.run(server.url, plan, connections=connections, seconds=1)
+            generated += wrk.run(server.url, plan, connections=connections, seconds=1).generator_cpu_seconds
             counters = Counters(server, root)
             load = wrk.run(server.url, plan, connections=connections, seconds=SECONDS, core=1)
             points.append(point_of(size, connections, load, counters.since()))
+            generated += load.generator_cpu_seconds
             console.print(points[-1], highlight=False)
+        spent = meter.spent(generator_cpu_seconds=generated)
+        console.print(f"whatever else ran took {spent.others_cpu_seconds / spent.seconds:.2f} cores", highlight=False)
         series = len(read_metrics(f"{server.url}/metrics"))
     described = describe_run(torch.device("cpu"), {})
     return Curve(

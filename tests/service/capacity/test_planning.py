@@ -107,9 +107,8 @@ def test_waiting_shorter_takes_more_replicas(curve):
 
 
 def test_what_no_replica_can_is_said():
-    two_queues = replace(fixed(cores=2), workers=1, request_seconds=lambda _: 0.001)
-    with pytest.raises(ConfigurationError, match="even on a nearly idle replica"):
-        images_per_replica(two_queues, Demand(most_wait_seconds=1e-9, num_requests=1_000))
+    with pytest.raises(ConfigurationError, match="requests of 8 images are refused, or wait"):
+        images_per_replica(replace(fixed(), queue_capacity=4), Demand(images_per_request=8, num_requests=1_000))
     with pytest.raises(ConfigurationError, match="rate must be more than 0"):
         plan(fixed(), Demand(), rate=0, per_replica=1)
 
