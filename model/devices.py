@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from model.errors import ConfigurationError
@@ -97,9 +98,14 @@ def join(device: str) -> Iterator[Devices]:
         raise ConfigurationError(f"training.device is {device!r}, but each of {size} processes has its own: say cuda")
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=WAIT)
+    store, rank, size = next(rendezvous("env://", timeout=WAIT))
+    # The launcher keeps its store through a restart, and with it the addresses of processes that are no more.
+    attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
+    fresh = dist.PrefixStore(attempt, store)  # type: ignore[attr-defined]
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=WAIT, store=fresh, rank=rank, world_size=size)
     try:
-        yield Devices(rank=dist.get_rank(), size=size)
+        yield Devices(rank=rank, size=size)
     finally:
         dist.destroy_process_group()
 

@@ -39,8 +39,9 @@ def launch(arguments: Sequence[str], output: Path, *, num_processes: int, restar
 
 
 def _first(error: ChildFailedError) -> tuple[int, ProcessFailure]:
-    """The one that was killed, if any was: the others fail because it no longer answers."""
-    killed = [(rank, failure) for rank, failure in error.failures.items() if failure.exitcode < 0]
+    """The one that was killed, if any was: others fail because it no longer answers, or are then ended by SIGTERM."""
+    signals = {rank: failure for rank, failure in error.failures.items() if failure.exitcode < 0}
+    killed = [(rank, failure) for rank, failure in signals.items() if failure.signal_name() != "SIGTERM"]
     return killed[0] if killed else error.get_first_failure()
 
 

@@ -93,6 +93,12 @@ def test_an_unknown_loss_is_refused_with_those_that_exist(toml: Path) -> None:
     assert "loss.name 'hinge' does not exist; there are: softmax," in str(refused(toml, "--loss", "hinge"))
 
 
+def test_more_processes_than_gpus_are_refused(toml: Path, tmp_path: Path) -> None:
+    error = refused(toml, "--output", tmp_path / "run", "--devices", "99", "--set", "training.device=cuda")
+    assert "--devices 99 is more than the" in str(error)
+    assert not (tmp_path / "run").exists()
+
+
 def test_losses_are_listed_with_their_options() -> None:
     told = invoke("--list-losses").output
     assert all(name in told for name in LOSSES)
