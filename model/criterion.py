@@ -20,6 +20,7 @@ from model.network import Network
 
 Criterion = LGMLoss | RivalLoss
 Classifier = Callable[[Tensor], Tensor]  # features (n, d) -> scores (n, k)
+Predictor = Callable[[Tensor], Tensor]  # features (n, d) -> classes (n,)
 
 FITTING_BATCH = 512
 NUM_FITTING_IMAGES = 50_000  # evenly spaced; a class's mean and variances need no more
@@ -59,6 +60,13 @@ def restore_criterion(checkpoint: Checkpoint, network: Network) -> Criterion:
 def classifier_of(network: Network, criterion: Criterion) -> Classifier:
     """Who tells the class while the loss is learned: the loss's own classifier, or the mixture."""
     return criterion.logits if isinstance(criterion, RivalLoss) else network.mixture
+
+
+def predictor_of(network: Network, criterion: Criterion) -> Predictor:
+    """The same one's answers: the mixture finds them without holding the scores of every class."""
+    if isinstance(criterion, RivalLoss):
+        return lambda features: criterion.logits(features).argmax(1)
+    return network.mixture.predict
 
 
 def learned_beside(criterion: Criterion) -> Iterable[nn.Parameter]:

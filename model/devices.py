@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from model.errors import ConfigurationError
+from model.losses.base import RivalLoss
 from model.network import Network
 from model.part import Part
 
@@ -47,6 +48,8 @@ class Devices:
         """`network.embed`, whose backward pass leaves every process the same gradients: the averages of all."""
         if self.alone:
             return network.embed
+        if isinstance(criterion, RivalLoss):
+            network.mixture.requires_grad_(False)  # it is fitted afterwards, and every weight is waited for
         return cast(Embed, DistributedDataParallel(_Embedding(network, criterion)))
 
     def gather(self, values: Tensor, part: Part) -> Tensor:

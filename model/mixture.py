@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from model import gaussian
 from model.errors import ConfigurationError
 
+# Classes that a prediction looks at together.
+CLASS_BLOCK = 1024
+
 Variance = Literal["unit", "isotropic", "diagonal"]
 Prior = Literal["uniform", "counts", "learned"]
 
@@ -87,6 +90,29 @@ class GaussianMixture(nn.Module):
     def log_likelihood(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """log p(x) in nats; higher = more likely."""
         return gaussian.log_likelihood(self(features))
+
+    @torch.no_grad()
+    def best(
+        self, features: Float[Tensor, "n d"], log_priors: Float[Tensor, " k"] | None = None
+    ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """Largest log joint of each input in nats, and its class, the first of equals; never the (n, k) matrix.
+
+        log_priors: others than its own, for the part of a mixture.
+        """
+        log_variances, log_priors = self.log_variances, self.log_priors if log_priors is None else log_priors
+        highest = features.new_full((len(features),), -math.inf)
+        index = torch.zeros(len(features), dtype=torch.int64, device=features.device)
+        for start in range(0, self.num_classes, CLASS_BLOCK):
+            rows = slice(start, start + CLASS_BLOCK)
+            variances = None if log_variances is None else log_variances[rows]
+            value, found = gaussian.log_joint(features, self.means[rows], variances, log_priors[rows]).max(1)
+            index = torch.where(value > highest, found + start, index)
+            highest = torch.maximum(highest, value)
+        return highest, index
+
+    def predict(self, features: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
+        """The most likely class of each input, as the argmax of the log joint."""
+        return self.best(features)[1]
 
     @torch.no_grad()
     def set_priors(self, label_counts: Int[Tensor, " k"]) -> None:

@@ -104,22 +104,10 @@ class MixtureShard(nn.Module):
 
     @torch.no_grad()
     def predict(self, features: Float[Tensor, "n d"]) -> Int[Tensor, " n"]:
-        """The most likely class of each input, the first of equals; (n, CLASS_BLOCK) numbers at a time."""
-        best = features.new_full((len(features),), -torch.inf)
-        index = torch.zeros(len(features), dtype=torch.int64, device=features.device)
-        parts = zip(self._in_blocks(), torch.split(self.log_priors, CLASS_BLOCK), strict=True)
-        for number, (gaussians, log_priors) in enumerate(parts):
-            value, found = (gaussians(features) - gaussians.log_priors + log_priors).max(1)
-            index = torch.where(value > best, found + self.part.first + number * CLASS_BLOCK, index)
-            best = torch.maximum(best, value)
+        """The most likely class of each input, the first of equals."""
+        best, index = self.gaussians.best(features, self.log_priors)
         highest = self.group.maximum_(best.clone())
-        own = torch.where(best == highest, -index, -self.part.total)
-        return -self.group.maximum_(own)
-
-    def _in_blocks(self) -> "list[GaussianMixture]":
-        count = self.part.last - self.part.first
-        starts = range(0, count, CLASS_BLOCK)
-        return [cut(self.gaussians, Part(start, min(start + CLASS_BLOCK, count), count)) for start in starts]
+        return -self.group.maximum_(torch.where(best == highest, -index - self.part.first, -self.part.total))
 
 
 class ShardedLGMLoss(nn.Module):

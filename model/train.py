@@ -23,12 +23,12 @@ from model.batch_norm import joined
 from model.checkpoint import FILE_NAME, Checkpoint, build_network, load_checkpoint, save_checkpoint
 from model.config import Config, dump_config
 from model.criterion import (
-    Classifier,
     Criterion,
+    Predictor,
     build_criterion,
-    classifier_of,
     fit_gaussians,
     learned_beside,
+    predictor_of,
     show,
 )
 from model.data import ImageSet, Splits, load_splits, to_unit
@@ -76,7 +76,7 @@ def train(
         report = train_epoch(
             network, criterion, optimizer, splits.train, config, epoch, reporter, devices=devices, embed=embed
         )
-        held_out = accuracy(network, splits.calibration, classifier_of(network, criterion), devices)
+        held_out = accuracy(network, splits.calibration, predictor_of(network, criterion), devices)
         row = _row(epoch, report, held_out, seconds=time.monotonic() - started)
         reporter.finish_epoch(row)
         last = epoch + 1 == config.training.epochs
@@ -89,7 +89,7 @@ def train(
             optimizer=optimizer.state_dict(),
             loss_step=criterion.step,
             history=[*checkpoint.history, row],
-            test_accuracy=accuracy(network, splits.test, network.mixture, devices) if last else None,
+            test_accuracy=accuracy(network, splits.test, network.mixture.predict, devices) if last else None,
             criterion=criterion.state_dict() if isinstance(criterion, RivalLoss) else {},
         )
         if devices.rank == 0:
@@ -188,7 +188,7 @@ def train_epoch(
     torch.manual_seed(seed + 7919 * devices.rank)  # for layers that draw, like dropout
     device = network.mixture.means.device
     steps_per_epoch = _steps_per_epoch(config, images)
-    classify = classifier_of(network, criterion)
+    predict = predictor_of(network, criterion)
     report = Report()
     network.train()
     criterion.train()
@@ -215,7 +215,7 @@ def train_epoch(
         clip_gradient(network, config.optimizer, classifier=learned_beside(criterion))
         optimizer.step()
         with torch.no_grad():
-            correct = (classify(features).argmax(1) == labels).sum()
+            correct = (predict(features) == labels).sum()
         report.add(terms, correct, len(labels), alpha=alpha, lambda_=lambda_, learning_rate=rate)
         reporter.step(epoch, step, report)
     _check_finite(report, epoch)
@@ -231,12 +231,10 @@ def _check_finite(report: Report, epoch: int) -> None:
 
 
 @torch.inference_mode()
-def accuracy(
-    network: Network, images: ImageSet, classify: Classifier | None = None, devices: Devices = ALONE
-) -> float:
+def accuracy(network: Network, images: ImageSet, predict: Predictor | None = None, devices: Devices = ALONE) -> float:
     """Share of the images whose most likely class is their own: evaluation mode, float32, no margin.
 
-    classify: scores (n, k) of features; the network's own mixture by default. Every process of devices judges a part
+    predict: classes (n,) of features; the network's own mixture by default. Every process of devices judges a part
     of the images, and has the share of all.
     """
     network.eval()
@@ -246,7 +244,7 @@ def accuracy(
     for start in range(part.first, part.last, EVALUATION_BATCH):
         rows = slice(start, min(start + EVALUATION_BATCH, part.last))
         features = network.embed(to_unit(images.images[rows]).to(device))
-        predicted = (classify or network.mixture)(features).argmax(1)
+        predicted = (predict or network.mixture.predict)(features)
         correct += int((predicted.cpu() == images.labels[rows]).sum())
     return devices.sum(correct, device) / len(images)
 

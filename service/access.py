@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from service.docs import ASSETS, PAGE
 from service.errors import ForbiddenError, SettingsError, UnauthenticatedError
@@ -47,18 +48,34 @@ class Principal:
 class Access:
     """The door: HTTP hands in headers, gRPC its metadata."""
 
-    def __init__(self, keys: KeyFile | None):
+    def __init__(self, keys: KeyFile | None, *, only_this_machine: bool = False):
         self._keys = keys
+        self._only_this_machine = only_this_machine
 
     @classmethod
     def of(cls, settings: Settings) -> "Access":
         """Raises KeyFileError."""
-        return cls(None if settings.api_keys is None else KeyFile(settings.api_keys))
+        if settings.api_keys is None:
+            return cls(None, only_this_machine=not settings.allow_anonymous)
+        return cls(KeyFile(settings.api_keys))
 
     @property
     def anonymous(self) -> bool:
         """Whether there are no keys, so that everybody is admin."""
         return self._keys is None
+
+    def check_page(self, method: str, headers: Mapping[bytes, bytes]) -> None:
+        """Without keys a browser of this machine is let in: whatever page it shows must not use that.
+
+        A page from elsewhere may change nothing. One whose name was made to lead here ("DNS rebinding") is no page
+        from elsewhere to a browser, but its name is neither this machine's nor an address.
+
+        Raises ForbiddenError.
+        """
+        if method not in SAFE_METHODS:
+            _check_origin(headers)
+        if self._only_this_machine:
+            _check_host(headers.get(b"host", b"localhost"))
 
     def authenticate(self, headers: Mapping[bytes, bytes], address: str) -> Principal:
         """Names are lower case. Raises UnauthenticatedError, in the same words for no, a wrong and an old key."""
@@ -112,13 +129,36 @@ def _credential(headers: Mapping[bytes, bytes]) -> bytes:
     return headers.get(b"x-api-key", b"")
 
 
-def check_origin(method: str, headers: dict[bytes, bytes]) -> None:
-    """Without keys a browser of this machine is let in: whatever page it shows must not use that."""
+def _check_origin(headers: Mapping[bytes, bytes]) -> None:
     origin = headers.get(b"origin")
-    if origin is None or method in SAFE_METHODS:
-        return
-    if origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower():
+    if origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower():
         raise ForbiddenError("a page from elsewhere may not change anything here; set API keys to serve such pages")
+
+
+def _check_host(host: bytes) -> None:
+    if not _is_local_name(host):
+        raise ForbiddenError(
+            "Host: without API keys this machine alone may ask, by localhost or an address; "
+            "set keys, or say --allow-anonymous"
+        )
+
+
+@lru_cache(maxsize=1024)
+def _is_local_name(host: bytes) -> bool:
+    """Whether a browser that sends it was not led here by a name of somebody else's."""
+    try:
+        name = urlsplit("//" + host.decode("latin-1")).hostname or ""
+    except ValueError:
+        return False
+    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def metadata_headers(metadata: Any) -> dict[bytes, bytes]:

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.access import OPEN_PATHS, Access, authorise, check_origin, client_network, least_role
+from service.access import OPEN_PATHS, Access, authorise, client_network, least_role
 from service.errors import ForbiddenError, ServiceError, UnauthenticatedError
 from service.problems import of_service_error
 from service.runtime import Runtime
@@ -31,7 +31,7 @@ class Security:
         state = scope.setdefault("state", {})
         principal = self._access.authenticate(headers, client_network(scope.get("client")))
         if self._access.anonymous:
-            check_origin(method, headers)
+            self._access.check_page(method, headers)
         else:
             state["key"] = principal.name
         authorise(principal, least_role(method, scope["path"]))

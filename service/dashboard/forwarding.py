@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, unix_connect
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from service.access import SAFE_METHODS, check_origin
+from service.access import SAFE_METHODS
 from service.dashboard.options import PREFIX
 from service.dashboard.parent import Dashboard
 from service.errors import BodyTooLargeError, FieldFault, ForbiddenError, NotReadyError, OverloadedError, ServiceError
@@ -51,7 +51,8 @@ class Forwarding:
             return await self._app(scope, receive, send)
         scope["route"] = Route
         try:
-            check_origin(scope.get("method", "CONNECT"), dict(scope["headers"]))
+            method, headers = scope.get("method", "CONNECT"), dict(scope["headers"])
+            self._runtime.access.check_page(method, headers)
             if scope["type"] == "http":
                 await self._forward(scope, receive, send)
             else:

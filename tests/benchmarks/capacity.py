@@ -3,19 +3,19 @@
     python -m tests.benchmarks.capacity --output deploy/capacity/curve.json
     python -m tests.benchmarks.capacity --check deploy/capacity/curve.json
 
-Needs Linux with two processors, wrk, and MNIST in LGM_DATA_DIR. The replica is `lgm serve` with one worker, pinned to
-the first processor, and the generator has the second to itself. For --check there is a replica on each, and a
-generator for each that shares the processors with them: half of the requests go to either, at independent random
-moments.
+Needs Linux with two processors, wrk, and MNIST in LGM_DATA_DIR. A replica is `lgm serve` with one worker, pinned to a
+processor; there is one on each, both loaded alike, since processors that share a core or a cache are slower when the
+neighbour works. The curve is the first one's processor time, which does not count the generators. For --check half of
+the requests go to either, at independent random moments.
 """
 
 import json
 import os
 import sys
 import tempfile
-import threading
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -99,26 +99,24 @@ def measure(folder: Path, console: Console) -> Curve:
     """Every load in turn against one replica."""
     screener = load_bundle(SHIPPED_BUNDLE)
     images = load_splits(DataConfig(name="mnist")).test.images[:NUM_IMAGES]
-    points, generated = [], 0.0
-    with replica(0, folder) as server, MemoryWatch(server) as memory:
-        root, meter = server.pid, ProcessorMeter(server)
+    points = []
+    with replica(0, folder) as server, replica(1, folder) as neighbour, MemoryWatch(server) as memory:
+        servers, meters = (server, neighbour), [ProcessorMeter(one) for one in (server, neighbour)]
         for size, connections in LOADS:
             form = form_of(size, screener.name, screener.image_format.shape)
             plan = folder / f"plan{size}"
             wrk.write_plan(plan, form, form.bodies(images, size=size))
-            generated += wrk.run(server.url, plan, connections=connections, seconds=1).generator_cpu_seconds
-            counters = Counters(server, root)
-            load = wrk.run(server.url, plan, connections=connections, seconds=SECONDS, core=1)
+            side_by_side(servers, plan, connections=connections, seconds=1)
+            counters = Counters(server, server.pid)
+            load, _ = side_by_side(servers, plan, connections=connections, seconds=SECONDS)
             points.append(point_of(size, connections, load, counters.since()))
-            generated += load.generator_cpu_seconds
             console.print(points[-1], highlight=False)
-        spent = meter.spent(generator_cpu_seconds=generated)
-        console.print(f"whatever else ran took {spent.others_cpu_seconds / spent.seconds:.2f} cores", highlight=False)
+        report_others(meters, console)
         series = len(read_metrics(f"{server.url}/metrics"))
     described = describe_run(torch.device("cpu"), {})
     return Curve(
         schema_version=1,
-        hardware=f"one core of {described['hardware']}",
+        hardware=f"one processor of {described['hardware']}",
         bundle=f"{screener.name} {screener.version}",
         command="python -m tests.benchmarks.capacity --output",
         cores=1,
@@ -162,7 +160,9 @@ def check(curve: Curve, folder: Path, console: Console) -> None:
             wrk.run(server.url, folder / "plan", connections=16, seconds=1)
         meters = [ProcessorMeter(server) for server in servers]
         for share in CHECKED_SHARES:
-            loads = side_by_side(servers, folder / "plan", rate=share * most)
+            loads = side_by_side(
+                servers, folder / "plan", connections=CHECK_CONNECTIONS, seconds=CHECK_SECONDS, rate=share * most
+            )
             found = simulate(
                 simulated,
                 requests_per_second=share * most,
@@ -178,29 +178,30 @@ def check(curve: Curve, folder: Path, console: Console) -> None:
                 f"{found.latency(50) * 1e3:.1f}",
                 f"{found.latency(99) * 1e3:.1f}",
             )
-        loads = side_by_side(servers, folder / "plan", rate=None)
-        console.print(f"both as fast as they can: {sum(load.requests_per_second for load in loads):.0f} requests/s")
-        first, second = (meter.spent() for meter in meters)
-        others = (first.others_cpu_seconds - second.server_cpu_seconds) / first.seconds
-        console.print(f"generators and whatever else ran took {others:.2f} cores of two", highlight=False)
+        loads = side_by_side(servers, folder / "plan", connections=64, seconds=CHECK_SECONDS)
+        answered = sum(load.requests_per_second for load in loads)
+        console.print(f"both as fast as they can: {answered:.0f} requests/s, of {2 * most:.0f} by the curve")
+        report_others(meters, console)
     console.print(table)
 
 
-def side_by_side(servers: list[ServerProcess], plan: Path, *, rate: float | None) -> list[wrk.Load]:
-    found: list[wrk.Load | None] = [None] * len(servers)
+def side_by_side(
+    servers: Sequence[ServerProcess], plan: Path, *, connections: int, seconds: int, rate: float | None = None
+) -> list[wrk.Load]:
+    """A generator for each, at the same time; with a rate at independent moments."""
 
-    def drive(place: int) -> None:
-        connections = 32 if rate is None else CHECK_CONNECTIONS
-        found[place] = wrk.run(
-            servers[place].url, plan, connections=connections, seconds=CHECK_SECONDS, rate=rate, seed=place + 1
-        )
+    def drive(place: int) -> wrk.Load:
+        return wrk.run(servers[place].url, plan, connections=connections, seconds=seconds, rate=rate, seed=place + 1)
 
-    threads = [threading.Thread(target=drive, args=(place,)) for place in range(len(servers))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [load for load in found if load is not None]
+    with ThreadPoolExecutor(len(servers)) as pool:
+        return list(pool.map(drive, range(len(servers))))
+
+
+def report_others(meters: Sequence[ProcessorMeter], console: Console) -> None:
+    """What is neither server's, since each meter takes the other one for others."""
+    first, second = (meter.spent() for meter in meters)
+    others = (first.others_cpu_seconds - second.server_cpu_seconds) / first.seconds
+    console.print(f"generators and whatever else ran took {others:.2f} cores", highlight=False)
 
 
 def main(

@@ -1,8 +1,9 @@
-"""Reads Ray Serve's configuration as Ray does: python ray_serve_config.py < config.yaml
+"""Reads Ray Serve's configuration as Ray does, and builds its applications: python ray_serve_config.py < config.yaml
 
 In a process of its own, since Ray's import warns. Prints what it made of it, as JSON.
 """
 
+import importlib
 import sys
 
 import yaml
@@ -10,4 +11,7 @@ from ray.serve.schema import ServeDeploySchema
 
 if __name__ == "__main__":
     config = ServeDeploySchema.model_validate(yaml.safe_load(sys.stdin))
+    for application in config.applications:
+        module, _, name = application.import_path.partition(":")
+        getattr(importlib.import_module(module), name)(application.args)
     sys.stdout.write(config.model_dump_json(exclude_unset=True))

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -316,17 +317,30 @@ def test_scaling_s_queries_tell_what_they_should(asks, series, value, tmp_path):
     assert found.returncode == 0, found.stdout + found.stderr
 
 
-def read_by_ray(config: str) -> subprocess.CompletedProcess[str]:
+def read_by_ray(config: str, given: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """With these variables; the last line of what it says is an error's."""
     command = [sys.executable, str(Path(__file__).with_name("ray_serve_config.py"))]
-    return subprocess.run(command, input=config, capture_output=True, text=True, timeout=600, check=False)
+    environment = {**os.environ, **given, "PYTHONPATH": str(FOLDER.parents[1])}
+    return subprocess.run(
+        command, input=config, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
 
 
-def test_ray_serve_accepts_its_configuration():
+def test_ray_serve_and_the_service_accept_their_configuration():
     ray = of_kind(tuple(document for _, document in written()), "RayService")
-    read = read_by_ray(ray["spec"]["serveConfigV2"])
+    container = ray["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    read = read_by_ray(ray["spec"]["serveConfigV2"], environment(container, ()))
     assert read.returncode == 0, read.stderr
     config = json.loads(read.stdout)
     (application,) = config["applications"]
     assert application["route_prefix"] == "/"
-    container = ray["spec"]["rayClusterConfig"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     assert config["http_options"]["port"] in {port["containerPort"] for port in container["ports"]}
+    (group,) = ray["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    (worker,) = group["template"]["spec"]["containers"]
+    assert application["args"]["cpus_per_replica"] == int(worker["resources"]["limits"]["cpu"])  # one replica a pod
+    assert application["args"]["max_replicas"] <= group["maxReplicas"]
+
+
+def test_ray_serve_s_arguments_are_checked_by_the_service():
+    wrong = "applications: [{name: x, import_path: 'service.scale:app', args: {most_replicas: 2}}]"
+    assert "most_replicas" in read_by_ray(wrong, {}).stderr.splitlines()[-1]

@@ -9,7 +9,7 @@ import torch
 
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.config import Config, dump_config, parse_config
-from model.criterion import classifier_of, fit_gaussians, restore_criterion
+from model.criterion import fit_gaussians, predictor_of, restore_criterion
 from model.data import load_splits, to_unit
 from model.errors import CheckpointError, ConfigurationError
 from model.losses.known import GAUSSIAN, LOSSES, RIVALS
@@ -72,7 +72,7 @@ def test_its_own_classifier_is_restored(loss: str, networks: dict[str, Path]) ->
     held_out = load_splits(checkpoint.config.data).calibration
     assert criterion.step == checkpoint.loss_step == 2 * 19
     assert (
-        accuracy(network, held_out, classifier_of(network, criterion)) == checkpoint.history[-1]["held_out_accuracy"]
+        accuracy(network, held_out, predictor_of(network, criterion)) == checkpoint.history[-1]["held_out_accuracy"]
     )
 
 

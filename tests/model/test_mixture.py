@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from model import mixture as mixture_module
 from model.errors import ConfigurationError
 from model.losses import LGMLoss
 from model.mixture import GaussianMixture
@@ -91,6 +92,34 @@ def test_inference_knows_no_margin(margin: float) -> None:
     criterion(features, torch.zeros(6, dtype=torch.long))
     torch.testing.assert_close(mixture(features), before, rtol=0, atol=0)
     torch.testing.assert_close(criterion.mixture.eval()(features), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variance", FORMS)
+def test_a_prediction_is_the_argmax_though_it_sees_few_classes_at_a_time(
+    variance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixture = GaussianMixture(11, 4, variance=variance, prior="learned", generator=generator)
+    with torch.no_grad():
+        mixture.raw_log_priors.normal_(generator=generator)
+        mixture.means[7] = mixture.means[2]
+    features = torch.cat([torch.randn(50, 4, generator=generator), mixture.means.detach()])
+    expected = mixture(features)
+    for size in (1, 3, 1024):
+        monkeypatch.setattr(mixture_module, "CLASS_BLOCK", size)
+        highest, predicted = mixture.best(features)
+        assert torch.equal(predicted, expected.argmax(1))
+        torch.testing.assert_close(highest, expected.amax(1))
+        assert torch.equal(mixture.predict(features), predicted)
+
+
+def test_of_equal_classes_the_first_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    mixture = GaussianMixture(7, 2)
+    with torch.no_grad():
+        mixture.means.zero_()
+    for size in (2, 1024):
+        monkeypatch.setattr(mixture_module, "CLASS_BLOCK", size)
+        assert mixture.predict(torch.ones(3, 2)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("variance", FORMS)

@@ -78,7 +78,7 @@ def ready_client(settings: Settings) -> Iterator[TestClient]:
         assert runtime.loading is not None
         await runtime.loading
 
-    with TestClient(create_app(settings, runtime=runtime)) as client:
+    with TestClient(create_app(settings, runtime=runtime), base_url="http://localhost") as client:
         assert client.portal is not None
         client.portal.call(loaded)
         yield client

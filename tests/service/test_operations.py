@@ -69,7 +69,7 @@ def test_alive_and_ready(client, digits_screener):
 
 
 def test_before_the_model_is_loaded_it_is_alive_and_not_ready(settings, digit_files):
-    client = TestClient(create_app(settings))  # not entered: its start-up has not run
+    client = TestClient(create_app(settings), base_url="http://localhost")  # not entered: its start-up has not run
     assert client.get("/healthz").status_code == 200
     for response in (client.get("/readyz"), client.post(URL, content=digit_files[0], headers=PNG)):
         assert response.status_code == 503

@@ -172,12 +172,36 @@ def test_a_page_from_elsewhere_may_change_nothing_where_no_keys_are_set(client, 
     elsewhere = {**PNG, "origin": "https://evil.example"}
     refused = client.post(URL, content=digit_files[0], headers=elsewhere)
     assert (refused.status_code, refused.json()["type"]) == (403, "urn:lgm-guard:problem:forbidden")
-    own = {**PNG, "origin": "http://testserver"}
+    own = {**PNG, "origin": "http://localhost"}
     assert client.post(URL, content=digit_files[0], headers=own).status_code == 200
     assert client.get("/", headers={"origin": "null"}).status_code == 200
     assert client.post(URL, content=digit_files[0], headers={**PNG, "origin": "null"}).status_code == 403
     with suppress(WebSocketDisconnect), client.websocket_connect("/new", headers={"origin": "https://evil.example"}):
         pytest.fail("it was let in")
+
+
+OWN_HOSTS = ["localhost", "LOCALHOST:8000", "lgm.localhost", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7"]
+FOREIGN_HOSTS = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "[::", ""]
+
+
+@pytest.mark.parametrize("host", OWN_HOSTS)
+def test_this_machine_is_asked_by_its_names_and_addresses(client, host):
+    assert client.get("/v1/models", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("host", FOREIGN_HOSTS)
+def test_a_name_that_was_made_to_lead_here_has_no_say(client, host):
+    """DNS rebinding: to the browser the page and the service are then of one origin."""
+    for headers in ({"host": host}, {"host": host, "x-forwarded-for": "10.0.0.7"}):
+        refused = client.get("/v1/models", headers=headers)
+        assert (refused.status_code, "Host" in refused.json()["detail"]) == (403, True)
+    assert client.get("/healthz", headers={"host": host}).status_code == 200
+
+
+def test_any_name_is_good_where_everybody_may_ask_or_keys_decide(make_client, guarded, keys):
+    name = {"host": "lgm.example"}
+    assert make_client(allow_anonymous=True).get("/v1/models", headers=name).status_code == 200
+    assert guarded.get("/v1/models", headers={**name, **bearer(keys[Role.PREDICT])}).status_code == 200
 
 
 @pytest.mark.parametrize(

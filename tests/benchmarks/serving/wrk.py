@@ -69,14 +69,12 @@ def run(
     seconds: int,
     rate: float | None = None,
     seed: int | None = None,
-    core: int | None = None,
 ) -> Load:
     """A closed loop over so many connections, or an open one at so many requests a second. Raises WrkError.
 
-    seed: the open loop's moments are independent then (a Poisson process). core: the processor that it keeps to.
+    seed: the open loop's moments are independent then (a Poisson process).
     """
-    command = [] if core is None else ["taskset", "--cpu-list", str(core)]
-    command += ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
+    command = ["wrk", "--threads", "1", "--connections", str(connections), "--duration", f"{seconds}s"]
     command += ["--timeout", f"{ANSWER_TIMEOUT_SECONDS}s", "--script", str(SCRIPT), url, "--", str(plan)]
     before = _children_cpu_seconds()
     finished = subprocess.run(

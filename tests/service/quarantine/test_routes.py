@@ -48,7 +48,7 @@ def desk(tmp_path):
     keep(database, Store(place.store), batch)
     database.close()
     app = create_app(settings)
-    yield TestClient(app)
+    yield TestClient(app, base_url="http://localhost")
     app.state.runtime.ward.quarantine.close()
 
 
@@ -178,7 +178,9 @@ def test_a_sample_is_drawn_without_a_look_at_the_verdict(make_client, tmp_path, 
 
 
 def test_off_keeps_nothing_and_says_so(tmp_path):
-    client = TestClient(create_app(load_settings(state_folder=tmp_path / "state", quarantine="off")))
+    client = TestClient(
+        create_app(load_settings(state_folder=tmp_path / "state", quarantine="off")), base_url="http://localhost"
+    )
     response = client.get(URL)
     assert response.status_code == 404
     assert "quarantine is off" in response.json()["detail"]
