@@ -25,6 +25,9 @@ class RayCluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(16),
             "RAY_TMPDIR": str(folder),
+            # On a machine that has much else to do, what starts slowly is not dead.
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": str(TIMEOUT),
+            "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": str(TIMEOUT),
         }
         command = [
             *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"),

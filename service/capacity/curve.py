@@ -1,11 +1,11 @@
 """What one replica was measured to take, by request and by batch; tests.benchmarks.capacity writes it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from model.errors import ConfigurationError
@@ -51,50 +51,62 @@ class Curve(Strict):
     request_bytes: Count = Field(description="Of one image's request, headers included.")
     series: Count = Field(description="Series that it exports.")
 
-    def loop_cost(self) -> "Line":
-        """Processor seconds of the event loop for a request, by its images."""
-        return fit(
-            [point.images_per_request for point in self.points],
-            [point.loop_seconds_per_request for point in self.points],
-        )
+    def loop_cost(self) -> "LoopCost":
+        """Processor seconds of the event loop."""
+        ones, images = [1.0] * len(self.points), [float(point.images_per_request) for point in self.points]
+        batches = [point.images_per_request / point.images_per_batch for point in self.points]
+        seconds = [point.loop_seconds_per_request for point in self.points]
+        request, image, batch = fit([ones, images, batches], seconds)
+        return LoopCost(request=request, image=image, batch=batch)
 
-    def batch_cost(self) -> "Line":
-        """Processor seconds of a worker for a batch, by its images."""
-        return fit(
-            [point.images_per_batch for point in self.points],
-            [point.worker_seconds_per_batch for point in self.points],
-        )
+    def batch_cost(self) -> "BatchCost":
+        """Processor seconds of a worker."""
+        ones, images = [1.0] * len(self.points), [point.images_per_batch for point in self.points]
+        fixed, image = fit([ones, images], [point.worker_seconds_per_batch for point in self.points])
+        return BatchCost(fixed=fixed, image=image)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
-    """fixed + each * count, in seconds; neither is negative."""
+class LoopCost:
+    """Seconds for each request, for each of its images, and for each batch that is handed over and answered."""
+
+    request: float
+    image: float
+    batch: float
+
+    def __call__(self, images: int) -> float:
+        """Of a request, without its batch."""
+        return self.request + self.image * images
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchCost:
+    """Seconds for each batch, and for each of its images."""
 
     fixed: float
-    each: float
+    image: float
 
-    def __call__(self, count: int) -> float:
-        return self.fixed + self.each * count
+    def __call__(self, images: float) -> float:
+        return self.fixed + self.image * images
 
 
-def fit(counts: list[float] | list[int], seconds: list[float]) -> Line:
-    """Least squares of relative errors, so that small counts weigh as much as large ones.
+def fit(columns: Sequence[Sequence[float]], seconds: Sequence[float]) -> list[float]:
+    """A cost for each column, none negative: least squares of relative errors, so that small loads weigh as large.
 
-    Raises ConfigurationError where all counts are alike: no line is told from another then.
+    Raises ConfigurationError where the columns do not tell the costs apart.
     """
-    if max(counts) - min(counts) < 0.5:
-        raise ConfigurationError(f"points: all have about {counts[0]:g} images; two sizes at least are needed")
-    x, y = np.asarray(counts, np.float64), np.asarray(seconds, np.float64)
-    fixed, each = _least_squares(np.stack([1 / y, x / y], axis=1), np.ones_like(y))
-    if fixed < 0:
-        ((each,),) = (_least_squares((x / y)[:, None], np.ones_like(y)),)
-    if each < 0:
-        ((fixed,),) = (_least_squares((1 / y)[:, None], np.ones_like(y)),)
-    return Line(fixed=max(0.0, float(fixed)), each=max(0.0, float(each)))
-
-
-def _least_squares(columns: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.linalg.lstsq(columns, target, rcond=None)[0].astype(np.float64)
+    target = np.asarray(seconds, np.float64)
+    weighed = np.asarray(columns, np.float64).T / target[:, None]
+    if np.linalg.matrix_rank(weighed) < len(columns):
+        raise ConfigurationError("points: loads of other sizes are needed; these do not tell the costs apart")
+    costs, kept = np.zeros(len(columns)), list(range(len(columns)))
+    while kept:
+        found = np.linalg.lstsq(weighed[:, kept], np.ones_like(target), rcond=None)[0]
+        if found.min() >= 0:
+            costs[kept] = found
+            break
+        kept.pop(int(found.argmin()))  # what would be negative is nothing
+    return [float(cost) for cost in costs]
 
 
 def read_curve(path: Path) -> Curve:

@@ -58,8 +58,10 @@ class Plan:
 
 def replica_of(curve: Curve, *, cores: int | None = None, workers: int | None = None) -> Replica:
     """The measured replica, or one of as many processors and workers of the same kind."""
+    loop = curve.loop_cost()
     return Replica(
-        request_seconds=curve.loop_cost(),
+        request_seconds=loop,
+        handover_seconds=loop.batch,
         batch_seconds=curve.batch_cost(),
         cores=cores or curve.cores,
         workers=workers or curve.workers,
@@ -68,7 +70,8 @@ def replica_of(curve: Curve, *, cores: int | None = None, workers: int | None = 
 
 def most_images_per_second(replica: Replica, images_per_request: int) -> float:
     """What it can with full batches and nothing to spare: the least of its processors, its workers and its loop."""
-    loop = replica.request_seconds(images_per_request) / images_per_request
+    request = replica.request_seconds(images_per_request) / images_per_request
+    loop = request + replica.handover_seconds / replica.max_batch_size
     worker = replica.batch_seconds(replica.max_batch_size) / replica.max_batch_size
     return 1 / max((loop + worker) / replica.cores, worker / replica.workers, loop)
 

@@ -26,13 +26,15 @@ WARM_UP_SHARE = 0.1
 class Replica:
     """Seconds of processor time that a request and a batch cost by their images, and what there is to spend.
 
-    The limits are those of the settings of the same names.
+    handover_seconds: of the event loop, for each batch that is handed to a worker and answered. The limits are those
+    of the settings of the same names.
     """
 
     request_seconds: Callable[[int], float]
     batch_seconds: Callable[[int], float]
     cores: int
     workers: int
+    handover_seconds: float = 0.0
     max_batch_size: int = 64
     max_wait_seconds: float = 0.002
     queue_capacity: int = 1024
@@ -210,6 +212,10 @@ class _Running:
     def _judge(self, batch: list[tuple[_Request, int]]) -> Steps:
         began, size = self._environment.now, sum(taken for _, taken in batch)
         yield from self._compute(self._replica.batch_seconds(size), WORKER)
+        if self._replica.handover_seconds:
+            with self._loop.request() as turn:  # the worker is idle again when the loop has seen to it
+                yield turn
+                yield from self._compute(self._replica.handover_seconds, LOOP)
         self._tally.batches += 1
         self._tally.images += size
         self._tally.busy_seconds += self._environment.now - began

@@ -129,3 +129,12 @@ def test_a_loop_that_cannot_keep_up_makes_callers_wait_where_the_queue_does_not_
     assert found.wait(99) > 0.01
     assert found.queue_wait(99) < 0.003
     assert found.busy_share < 0.1
+
+
+def test_handing_a_batch_over_costs_the_loop_and_small_batches_pay_more_of_it():
+    plain = one_at_a_time(workers=1, seconds=lambda images: 0.001 * images)
+    alone = Replica(**{**as_dict(plain), "handover_seconds": 0.001})
+    assert run(alone, 400, requests=3_000).latencies.min() == pytest.approx(0.002)
+    assert run(alone, 400, requests=3_000).busy_share == pytest.approx(0.8, rel=0.05)
+    together = Replica(**{**as_dict(alone), "max_batch_size": 64})
+    assert run(together, 900, requests=3_000).images_per_batch > 5  # which leaves the loop time for 900 a second
