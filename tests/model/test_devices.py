@@ -252,6 +252,13 @@ def test_a_part_meets_the_chance_of_the_whole_batch() -> None:
         assert torch.equal(torch.cat([part[index] for part in parts], -1), whole[index])
 
 
+def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "99"), ("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_RANK", "98")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=r"a process of number 98, but \d+ CUDA devices"), join("cuda"):
+        pass
+
+
 def test_a_numbered_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("WORLD_SIZE", "2"), ("TORCHELASTIC_RUN_ID", "x")):
         monkeypatch.setenv(name, value)
