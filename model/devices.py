@@ -88,7 +88,7 @@ def join(device: str) -> Iterator[Devices]:
     """The processes that torchrun or `launch` started, for as long as the block lasts; alone if nobody did.
 
     device: "cpu" or "cuda"; of several processes each takes the GPU of its number on its machine.
-    Raises ConfigurationError for a numbered GPU where there are several processes.
+    Raises ConfigurationError for a numbered GPU where there are several processes, and for more of them than GPUs.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1 or not dist.is_torchelastic_launched():
@@ -98,6 +98,8 @@ def join(device: str) -> Iterator[Devices]:
         raise ConfigurationError(f"training.device is {device!r}, but each of {size} processes has its own: say cuda")
     if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // int(os.environ["LOCAL_WORLD_SIZE"])))
+    if device == "cuda":
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
     store, rank, size = next(rendezvous("env://", timeout=WAIT))
     # The launcher keeps its store through a restart, and with it the addresses of processes that are no more.
     attempt = f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}"
@@ -108,6 +110,13 @@ def join(device: str) -> Iterator[Devices]:
         yield Devices(rank=rank, size=size)
     finally:
         dist.destroy_process_group()
+
+
+def _take_gpu(number: int) -> None:
+    """NCCL sends objects by way of the current GPU."""
+    if number >= torch.cuda.device_count():
+        raise ConfigurationError(f"a process of number {number}, but {torch.cuda.device_count()} CUDA devices found")
+    torch.cuda.set_device(number)
 
 
 def local_device(name: str, devices: Devices) -> str:

@@ -125,7 +125,7 @@ def kill_one_after_the_first_epoch(launcher: "subprocess.Popen[str]", output: Pa
     os.kill(killed.pid, signal.SIGKILL)
 
 
-LONG = ("--set", "training.epochs=12")
+LONG = ("--set", "training.epochs=6")
 
 
 @pytest.mark.slow
@@ -137,14 +137,14 @@ def test_a_killed_rank_ends_the_run_with_a_word_and_a_checkpoint_that_goes_on(to
         assert launcher.stderr is not None
         told = launcher.stderr.read()
     assert launcher.returncode == 2
-    said = re.search(r"error: rank 1 of 2 was ended by SIGKILL; .*checkpoint.pt holds (\d+) of 12 epochs", told)
+    said = re.search(r"error: rank 1 of 2 was ended by SIGKILL; .*checkpoint.pt holds (\d+) of 6 epochs", told)
     assert said is not None, told
-    assert load_checkpoint(output).epoch == int(said[1]) < 12
+    assert load_checkpoint(output).epoch == int(said[1]) < 6
     goes_on = run(*command(toml, output, "--devices", "2", *LONG))
     assert goes_on.returncode == 0, goes_on.stderr
     finished = load_checkpoint(output)
     assert finished.finished
-    assert [row["epoch"] for row in finished.history] == list(range(1, 13))
+    assert [row["epoch"] for row in finished.history] == list(range(1, 7))
 
 
 @pytest.mark.slow
@@ -156,7 +156,12 @@ def test_restarts_go_on_from_the_last_checkpoint(toml: Path, tmp_path: Path) -> 
         assert launcher.stderr is not None
         told = launcher.stderr.read()
     assert launcher.returncode == 0, told
-    assert_same_curve(load_checkpoint(output), alone(toml, tmp_path / "one", LONG[1]))
+    unbroken = run(*command(toml, tmp_path / "unbroken", "--devices", "2", *LONG))
+    assert unbroken.returncode == 0, unbroken.stderr
+    found, expected = load_checkpoint(output), load_checkpoint(tmp_path / "unbroken")
+    assert [row | {"seconds": 0} for row in found.history] == [row | {"seconds": 0} for row in expected.history]
+    for name, values in expected.network.items():
+        assert torch.equal(found.network[name], values), name
 
 
 @pytest.mark.slow
@@ -245,6 +250,13 @@ def test_a_part_meets_the_chance_of_the_whole_batch() -> None:
     whole, parts = drawn(Part.whole(10)), [drawn(Part.of(10, rank=rank, size=3)) for rank in range(3)]
     for index in range(2):
         assert torch.equal(torch.cat([part[index] for part in parts], -1), whole[index])
+
+
+def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("WORLD_SIZE", "99"), ("TORCHELASTIC_RUN_ID", "x"), ("LOCAL_RANK", "98")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError, match=r"a process of number 98, but \d+ CUDA devices"), join("cuda"):
+        pass
 
 
 def test_a_numbered_gpu_for_several_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
