@@ -20,6 +20,7 @@ from service.joined_writes import JoinedWrites
 from service.whole_request import read_whole
 
 MAX_HEADERS = 100
+MAX_KEPT_BYTES = 16 * 1024
 MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
 
 
@@ -48,6 +49,7 @@ class Connection(HttpToolsProtocol):
         self._refused = False  # this message is answered already
         self._refused_whole_at = -math.inf
         self._kept = b""  # what came when the event loop had enough to do
+        self._pauses = False  # so that no more comes
         self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -69,25 +71,33 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._kept:
             self._kept += data
+            self._pause_where_much_is_kept()
         elif self._house.turns.begin(data):
             self._take(data)
         else:
             self._keep(data)
 
     def _keep(self, data: bytes) -> None:
-        """Until the event loop has time for it; no more is read before."""
+        """Until the event loop has time for it."""
         self._kept = data
-        self._writes.pause_reading()
+        self._pause_where_much_is_kept()
         is_request = not self._in_message
         if is_request and not self._house.has_room():
             self._house.turns.wait_for_no(self._take_kept)
         else:
             self._house.turns.wait(self._take_kept, is_request=is_request)
 
+    def _pause_where_much_is_kept(self) -> None:
+        if len(self._kept) > MAX_KEPT_BYTES and not self._pauses:
+            self._pauses = True
+            self._writes.pause_reading()
+
     def _take_kept(self) -> None:
         data, self._kept = self._kept, b""
         if data and not self.transport.is_closing():
-            self._writes.resume_reading()
+            if self._pauses:
+                self._pauses = False
+                self._writes.resume_reading()
             self._take(data)
 
     def shutdown(self) -> None:

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-PIECE, REQUEST, FULL = 1, 15, 128  # what a turn takes: eight requests, or many pieces of data that begin none
+PIECE, REQUEST, FULL = 1, 15, 256  # what a turn takes: sixteen requests, or many pieces of data that begin none
 MAX_LATE = 8  # in one turn, of those for whom there was no room
 PROBES = (b"GET /healthz ", b"GET /readyz ", b"GET /metrics ", b"GET /v2/health/")
 
