@@ -120,7 +120,7 @@ class Dashboard:
     def _options(self, running: _Running) -> Options:
         settings = self._settings
         return Options(
-            url="http://service",
+            url="http://localhost",
             socket=running.folder / "service.sock",
             allow_anonymous=True,  # who may reach the page may reach the service
             bundles=(settings.bundle.resolve(),),
