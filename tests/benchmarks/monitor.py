@@ -98,7 +98,7 @@ def listening(url: str, count: int) -> Iterator[None]:
     with selectors.DefaultSelector() as ready, ExitStack() as stack:
         for _ in range(count):
             listener = stack.enter_context(socket.create_connection((host, int(port)), TIMEOUT))
-            listener.sendall(b"GET /v1/monitor/stream HTTP/1.1\r\nhost: benchmark\r\n\r\n")
+            listener.sendall(b"GET /v1/monitor/stream HTTP/1.1\r\nhost: localhost\r\n\r\n")
             assert listener.recv(65536).startswith(b"HTTP/1.1 200")
             ready.register(listener, selectors.EVENT_READ)
 
