@@ -21,6 +21,7 @@ from tests.processes import assert_gone, family_of, workers_of
 from tests.server import TIMEOUT, Server
 
 SEVEN = (Path(__file__).parents[1] / "samples" / "seven.png").read_bytes()
+POST = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n"
 PNG = {"content-type": "image/png"}
 
 
@@ -133,7 +134,7 @@ def test_signals_to_the_whole_group_drain_it_too():
 def test_slow_and_half_open_clients_hold_nobody_up():
     with serving("--workers", "1", "--request-timeout-seconds", "1") as server:
         host, port = server.url.removeprefix("http://").split(":")
-        head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+        head = POST + b"Content-Length: 1000\r\n\r\n"
         clients = [socket.create_connection((host, int(port)), timeout=TIMEOUT) for _ in range(50)]
         for number, client in enumerate(clients):
             client.sendall(head[: 10 + 3 * number] if number % 2 else head + b"x" * number)
@@ -162,7 +163,7 @@ def test_a_caller_who_hangs_up_is_not_judged():
         (worker,) = workers_of(server.process.pid)
         worker.suspend()
         host, port = server.url.removeprefix("http://").split(":")
-        head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\nContent-Length: %d\r\n\r\n"
+        head = POST + b"Content-Length: %d\r\n\r\n"
         clients = [socket.create_connection((host, int(port)), timeout=TIMEOUT) for _ in range(10)]
         for client in clients:
             client.sendall(head % len(SEVEN) + SEVEN)
