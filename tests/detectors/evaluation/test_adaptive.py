@@ -301,7 +301,7 @@ def test_feature_matching_deceives_the_likelihood_of_the_features(
 def test_restarts_never_lose_what_was_found(
     name: str, digits_screener: Screener, batch: tuple[Tensor, Tensor]
 ) -> None:
-    images, labels = (tensor[:10] for tensor in batch)
+    images, labels = (tensor[:32] for tensor in batch)
     one, three = (
         run_adaptive(digits_screener, name, images, labels, eps=0.1, steps=4, restarts=restarts)
         for restarts in (1, 3)
