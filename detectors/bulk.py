@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,27 @@ from model.errors import DataError, ImageError
 CHUNK = 256
 Row = dict[str, Any]
 Write = Callable[[list[Row]], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counts:
+    """Of the rows of a chunk, or of many together."""
+
+    num_images: int = 0
+    num_flagged: int = 0
+    num_failed: int = 0
+
+    @classmethod
+    def of(cls, rows: Iterable[Row]) -> "Counts":
+        listed = list(rows)
+        return cls(
+            num_images=len(listed),
+            num_flagged=sum(row["flagged"] is True for row in listed),
+            num_failed=sum(row["error"] is not None for row in listed),
+        )
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:

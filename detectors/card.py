@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from detectors.fitting import Measured, Rate
+from detectors.measuring import Measured, Rate
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
 from model.losses.known import RIVALS, title_of

@@ -12,7 +12,8 @@ import torch
 from detectors import SHIPPED_BUNDLE, Screener, load_bundle
 from detectors.bundle import save_bundle
 from detectors.card import write_card
-from detectors.fitting import fit_screener, measure
+from detectors.fitting import fit_screener
+from detectors.measuring import measure
 from model.checkpoint import Checkpoint
 from model.config import Config, parse_config
 from model.train import train

@@ -19,7 +19,8 @@ from detectors.comparison.settings import Abnormal
 from detectors.comparison.verification import cosine_similarity, draw_pairs, verify
 from detectors.evaluation import metrics
 from detectors.evaluation.attacks import run_attack
-from detectors.fitting import abnormal_images, batches
+from detectors.evidence_batches import batches
+from detectors.measuring import abnormal_images
 from model import gaussian
 from model.checkpoint import Checkpoint
 from model.config import DataConfig

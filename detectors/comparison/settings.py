@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from detectors.evaluation.attacks import check_attack
-from detectors.fitting import check_abnormal
+from detectors.measuring import check_abnormal
 from model.errors import ConfigurationError, LGMGuardError
 from model.overrides import apply
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from detectors.bulk import Row, judge_chunk
+from detectors.bulk import Counts, Row, judge_chunk
 from detectors.bundle import load_bundle
-from detectors.distributed.ledger import Counts, Ledger
+from detectors.distributed.ledger import Ledger
 from detectors.distributed.sources import ImageBytes, read_block
 from model.errors import BundleError, ImageError
 from model.images import decode_image

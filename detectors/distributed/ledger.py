@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from detectors.bulk import Row, arrow_schema
+from detectors.bulk import Counts, Row, arrow_schema
 from detectors.distributed.places import open_place, reachable, write_whole
 from detectors.distributed.sources import Block
 from model.errors import DataError
@@ -36,27 +36,6 @@ class Plan:
     inputs: tuple[str, ...]
     block_size: int
     image_column: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Counts:
-    """Of a block, or of many together."""
-
-    num_images: int = 0
-    num_flagged: int = 0
-    num_failed: int = 0
-
-    @classmethod
-    def of(cls, rows: Iterable[Row]) -> "Counts":
-        listed = list(rows)
-        return cls(
-            num_images=len(listed),
-            num_flagged=sum(row["flagged"] is True for row in listed),
-            num_failed=sum(row["error"] is not None for row in listed),
-        )
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 class Ledger:

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from detectors.bulk import Counts
 from detectors.bundle import load_manifest
 from detectors.distributed.cluster import ClusterError, Head, check_ray, connected, import_ray
 from detectors.distributed.judging import BlockScreener, Job
-from detectors.distributed.ledger import Counts, Ledger, Plan
+from detectors.distributed.ledger import Ledger, Plan
 from detectors.distributed.sources import find_blocks
 from model.errors import ConfigurationError, LGMGuardError
 

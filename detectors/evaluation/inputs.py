@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detectors.bundle import Manifest, load_bundle, load_manifest
 from detectors.evaluation.settings import EvaluationError, Settings, Task
-from detectors.fitting import abnormal_images
+from detectors.measuring import abnormal_images
 from detectors.screener import Screener
 from model.config import DataConfig, parse_data_config
 from model.data import ImageSet, load_splits, to_unit

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from detectors.base import Detector, Evidence, gather_evidence
-from detectors.fitting import EvidenceBatches
+from detectors.evidence_batches import EvidenceBatches
 from detectors.known import KNOWN_DETECTORS
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint

@@ -8,7 +8,8 @@ from PIL import Image
 from scipy.stats import beta
 
 from detectors import CalibrationError, Screener
-from detectors.fitting import abnormal_images, fit_screener, measure, rate
+from detectors.fitting import fit_screener
+from detectors.measuring import abnormal_images, measure, rate
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
 from model.data import ImageSet, Splits, join, load_splits

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detectors import CalibrationError
 from detectors.base import Evidence, gather_evidence
-from detectors.fitting import EvidenceBatches
+from detectors.evidence_batches import EvidenceBatches
 from detectors.layers import RIDGE, LayersDetector
 from model.checkpoint import Checkpoint
 from model.data import ImageSet, load_splits, to_unit

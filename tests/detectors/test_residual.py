@@ -8,7 +8,7 @@ from torch import Tensor
 
 import detectors.residual as residual
 from detectors.base import Evidence, gather_evidence
-from detectors.fitting import EvidenceBatches
+from detectors.evidence_batches import EvidenceBatches
 from detectors.residual import HIGH_PASS, KNEE, ResidualDetector, add_noise
 from model.checkpoint import Checkpoint
 from model.data import load_splits, to_unit

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from detectors.base import Detector, Evidence, gather_evidence
 from detectors.confidence import ConfidenceDetector
 from detectors.energy import EnergyDetector
-from detectors.fitting import EvidenceBatches
+from detectors.evidence_batches import EvidenceBatches
 from detectors.gathering import gather_rows, layers_of
 from detectors.kernel_density import KernelDensityDetector
 from detectors.knn import KNNDetector

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from detectors.base import Evidence, gather_evidence
-from detectors.fitting import EvidenceBatches
+from detectors.evidence_batches import EvidenceBatches
 from detectors.squeezing import FeatureSqueezingDetector, median_filter, reduce_bits
 from model.checkpoint import Checkpoint
 from model.data import load_splits, to_unit

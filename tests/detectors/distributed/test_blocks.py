@@ -10,10 +10,10 @@ import pyarrow.parquet as parquet
 import pytest
 
 from detectors import Screener
-from detectors.bulk import Row, find_files, screen_files
+from detectors.bulk import Counts, Row, find_files, screen_files
 from detectors.bundle import load_manifest
 from detectors.distributed.judging import BlockScreener, Job
-from detectors.distributed.ledger import Counts, Ledger, Plan
+from detectors.distributed.ledger import Ledger, Plan
 from detectors.distributed.places import StoreError, write_whole
 from detectors.distributed.sources import find_blocks
 from model.errors import BundleError, DataError

@@ -1,0 +1,1 @@
+"""The commands of `lgm` that fit, ask and describe bundles, one a file."""

@@ -1,0 +1,47 @@
+"""What several commands take, and how they show that they go on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from detectors.screener import Screener
+from model.config import DataConfig, parse_data_config
+
+Bundle = Annotated[Path, typer.Argument(help="A bundle's folder.")]
+Data = Annotated[
+    str | None, typer.Option("--data", help="mnist, fashion-mnist, cifar10, cifar100, digits, image-folder.")
+]
+DataDirectory = Annotated[Path | None, typer.Option("--data-dir", help="Its folder; $LGM_DATA_DIR by default.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+
+
+def choose_data(configured: DataConfig | None, name: str | None, directory: Path | None) -> DataConfig:
+    """The data that a checkpoint was trained on, in the folder that is named, unless other data are named."""
+    if configured is not None and name in (None, configured.name):
+        return replace(configured, directory=str(directory)) if directory else configured
+    return parse_data_config({"name": name, "directory": None if directory is None else str(directory)})
+
+
+def data_for(screener: Screener, name: str, directory: Path | None) -> DataConfig:
+    """Folders of images are brought to the bundle's channels, and to its size where it resizes."""
+    chosen = choose_data(None, name, directory)
+    if chosen.name != "image-folder":
+        return chosen
+    channels, height, _ = screener.image_format.shape
+    size = height if screener.image_format.resize else None
+    return replace(chosen, num_channels=1 if channels == 1 else 3, image_size=size)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, moved by calls with what is done and what there is in all."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
