@@ -4,17 +4,14 @@ Every file is checked against its digest before anything is made of it, and noth
 """
 
 import hashlib
-import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -23,6 +20,19 @@ from torch import Tensor
 from detectors.calibration import ConformalCalibration
 from detectors.fusion import Fusion, Surprise
 from detectors.known import KNOWN_DETECTORS
+from detectors.manifest import (
+    CARD,
+    DETECTORS,
+    MANIFEST,
+    NETWORK,
+    REFERENCE,
+    SCHEMA_VERSION,
+    Manifest,
+    content_digest,
+    load_manifest,
+    read_checked,
+    serialise,
+)
 from detectors.screener import Reference, Screener
 from model.config import MixtureConfig, NetworkConfig
 from model.data import to_unit
@@ -30,46 +40,8 @@ from model.errors import BundleError, LGMGuardError
 from model.images import ImageFormat
 from model.network import Network
 
-SCHEMA_VERSION = 4
 SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "mnist"
 ROBUST_BUNDLE = SHIPPED_BUNDLE.with_name("mnist-robust")
-MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
-    "bundle.json",
-    "network.safetensors",
-    "detectors.safetensors",
-    "reference.safetensors",
-    "README.md",
-)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
-class Manifest:
-    """bundle.json. Sizes are numbers of images; measured holds the figures of the card.
-
-    fused: those of the detectors that decide together. created: when it was calibrated; bundles made before this was
-    noted do not say.
-    """
-
-    schema_version: int
-    name: str
-    version: str
-    labels: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    resize: bool
-    network: NetworkConfig
-    mixture: MixtureConfig
-    detectors: tuple[str, ...]
-    fused: tuple[str, ...]
-    false_alarm_rate: Annotated[float, Field(gt=0, lt=1)]
-    calibration_sizes: dict[str, int]
-    split_digests: dict[str, str]
-    measured: dict[str, Any]
-    libraries: dict[str, str]
-    files: dict[str, str]
-    created: AwareDatetime | None = None
-
-
-_adapter = TypeAdapter(Manifest)
 
 
 def save_bundle(
@@ -117,7 +89,7 @@ def save_bundle(
     path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (path / name).write_bytes(content)
-    (path / MANIFEST).write_bytes(_serialise(manifest, _content_digest(manifest)))
+    (path / MANIFEST).write_bytes(serialise(manifest, content_digest(manifest)))
     return load_bundle(path)
 
 
@@ -136,7 +108,7 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screene
     """
     path = Path(path)
     manifest = load_manifest(path)
-    contents = {name: _read_checked(path / name, digest) for name, digest in manifest.files.items()}
+    contents = {name: read_checked(path / name, digest) for name, digest in manifest.files.items()}
     try:
         return _assemble(manifest, contents).to(device)
     except (SafetensorError, KeyError, TypeError, IndexError, RuntimeError, ValueError, LGMGuardError) as error:
@@ -148,34 +120,11 @@ def load_calibration(path: Path, manifest: Manifest) -> ConformalCalibration:
 
     Raises BundleError naming the file and the reason.
     """
-    content = _read_checked(path / DETECTORS, manifest.files[DETECTORS])
+    content = read_checked(path / DETECTORS, manifest.files[DETECTORS])
     try:
         return ConformalCalibration(**_below(load_tensors(content), "calibration."))
     except (SafetensorError, TypeError) as error:
         raise BundleError(f"{path / DETECTORS} holds no calibration: {error}") from None
-
-
-def load_manifest(path: Path) -> Manifest:
-    """bundle.json, checked to the byte against the version that it names."""
-    raw = _read(path / MANIFEST)
-    try:
-        values = json.loads(raw)
-        schema = values["schema_version"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise BundleError(f"{path / MANIFEST} is not a bundle's manifest") from None
-    if schema != SCHEMA_VERSION:
-        raise BundleError(f"{path / MANIFEST} has schema version {schema!r}; this version reads {SCHEMA_VERSION}")
-    try:
-        manifest = _adapter.validate_python(values)
-    except ValidationError as error:
-        problem = error.errors()[0]
-        key = ".".join(map(str, problem["loc"]))
-        raise BundleError(f"{path / MANIFEST}: {key}: {problem['msg']}") from None
-    if raw != _serialise(manifest, _content_digest(manifest)):
-        raise BundleError(f"{path / MANIFEST} was changed: its content is not that of version {manifest.version}")
-    if not {NETWORK, DETECTORS, REFERENCE, CARD} == set(manifest.files):
-        raise BundleError(f"{path / MANIFEST} lists other files than a bundle has")
-    return manifest
 
 
 def _assemble(manifest: Manifest, contents: dict[str, bytes]) -> Screener:
@@ -244,31 +193,6 @@ def _contiguous(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): values for name, values in state.items() if name.startswith(prefix)}
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _read_checked(path: Path, digest: str) -> bytes:
-    content = _read(path)
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise BundleError(f"{path} was changed: its SHA-256 is not the one in {MANIFEST}")
-    return content
-
-
-def _content_digest(manifest: Manifest) -> str:
-    return hashlib.sha256(_serialise(manifest, "")).hexdigest()[:16]
-
-
-def _serialise(manifest: Manifest, version: str) -> bytes:
-    values = _adapter.dump_python(manifest, mode="json")
-    if manifest.created is None:
-        del values["created"]
-    return json.dumps({**values, "version": version}, indent=2, ensure_ascii=False).encode() + b"\n"
 
 
 def _libraries() -> dict[str, str]:

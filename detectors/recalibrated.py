@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from detectors.bundle import CARD, Manifest, load_manifest, save_bundle
+from detectors.bundle import save_bundle
+from detectors.manifest import CARD, Manifest, load_manifest
 from detectors.recalibration import ClassChange, Recalibration
 from detectors.screener import Screener
 from model.errors import BundleError

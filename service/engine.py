@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.bundle import Manifest, load_manifest
+from detectors.manifest import Manifest, load_manifest
 from model.images import ImageFormat
 from service.batching import Batcher
 from service.cpus import available_cpus

@@ -8,7 +8,7 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, disable_created_metrics
 from prometheus_client.registry import Collector
 
-from detectors.bundle import Manifest
+from detectors.manifest import Manifest
 from service.array_metrics import ArrayHistogram, ClassCounter
 from service.judgements import Judgements
 from service.monitoring.snapshot import DriftKind

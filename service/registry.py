@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from detectors.bundle import MANIFEST, Manifest, load_manifest
+from detectors.manifest import MANIFEST, Manifest, load_manifest
 from model.errors import BundleError, LGMGuardError
 from service.engine import Engine
 from service.errors import ActivationError, NotReadyError, UnknownModelError

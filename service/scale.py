@@ -16,7 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ray import serve
 from ray.serve import Application
 
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from service.app import create_app
 from service.errors import SettingsError
 from service.logs import configure_logs

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 import uvicorn
 
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from service.access import check_exposure
 from service.addresses import bind, with_port
 from service.app import create_app

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import load, save
 
-from detectors.bundle import CARD, MANIFEST, REFERENCE, _adapter, _content_digest, _serialise
+from detectors.manifest import CARD, MANIFEST, REFERENCE, _adapter, content_digest, serialise
 
 
 def changed(bundle: Path, copy: Path, name: str) -> Path:
@@ -37,5 +37,5 @@ def _with_file(bundle: Path, copy: Path, name: str, content: bytes) -> Path:
     values = json.loads((copy / MANIFEST).read_bytes())
     values["files"][name] = hashlib.sha256(content).hexdigest()
     manifest = _adapter.validate_python(values)
-    (copy / MANIFEST).write_bytes(_serialise(manifest, _content_digest(manifest)))
+    (copy / MANIFEST).write_bytes(serialise(manifest, content_digest(manifest)))
     return copy

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from detectors.bundle import MANIFEST, load_bundle, load_manifest
+from detectors.bundle import load_bundle
+from detectors.manifest import MANIFEST, load_manifest
 from model.checkpoint import load_checkpoint
 from model.config import dump_config
 

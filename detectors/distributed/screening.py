@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from detectors.bulk import Counts
-from detectors.bundle import load_manifest
 from detectors.distributed.cluster import ClusterError, Head, check_ray, connected, import_ray
 from detectors.distributed.judging import BlockScreener, Job
 from detectors.distributed.ledger import Ledger, Plan
 from detectors.distributed.sources import find_blocks
+from detectors.manifest import load_manifest
 from model.errors import ConfigurationError, LGMGuardError
 
 MOST_TASKS = 10_000  # Ray keeps facts of each

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from detectors.bundle import Manifest, load_bundle, load_manifest
+from detectors.bundle import load_bundle
 from detectors.evaluation.settings import EvaluationError, Settings, Task
+from detectors.manifest import Manifest, load_manifest
 from detectors.measuring import abnormal_images
 from detectors.screener import Screener
 from model.config import DataConfig, parse_data_config

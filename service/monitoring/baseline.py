@@ -8,7 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detectors.bundle import Manifest, load_calibration
+from detectors.bundle import load_calibration
+from detectors.manifest import Manifest
 from service.monitoring.evidence import Family, flagged_family, shape_family
 from service.monitoring.snapshot import NUM_P_VALUE_BINS, QUANTILE_LEVELS
 

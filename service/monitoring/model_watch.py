@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.bundle import Manifest
+from detectors.manifest import Manifest
 from service.judgements import Judgements
 from service.monitoring import tally as columns
 from service.monitoring.baseline import Baseline, load_baseline

@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from detectors.bundle import Manifest
+from detectors.manifest import Manifest
 from service.engine import Engine
 from service.metrics import Metrics
 from service.monitoring import traffic as columns

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detectors import SHIPPED_BUNDLE
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from service.judgements import Judgements
 from service.metrics import Metrics
 from service.monitoring.baseline import load_baseline

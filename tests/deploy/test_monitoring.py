@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from detectors import SHIPPED_BUNDLE
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from service.metrics import Metrics
 from tests.deploy.promql import series_of
 

@@ -10,8 +10,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from detectors import BundleError, CalibrationError, Screener, load_bundle
-from detectors.bundle import CARD, load_manifest
 from detectors.cli import app
+from detectors.manifest import CARD, load_manifest
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.data import load_splits
 from model.errors import CheckpointError, ConfigurationError, DataError, LGMGuardError

@@ -6,8 +6,8 @@ import pytest
 from typer.testing import CliRunner
 
 from detectors import load_bundle
-from detectors.bundle import CARD
 from detectors.cli import app
+from detectors.manifest import CARD
 from model.checkpoint import load_checkpoint
 from model.config import load_config
 from model.data import load_splits, to_unit

@@ -6,8 +6,8 @@ import torchattacks
 from torch import Tensor, nn
 
 from detectors import ROBUST_BUNDLE, SHIPPED_BUNDLE, Screener, Verdicts, load_bundle
-from detectors.bundle import CARD, load_manifest
 from detectors.known import DEFAULT_DETECTORS
+from detectors.manifest import CARD, load_manifest
 from model.config import DataConfig
 from model.data import ImageSet, load_splits, to_unit
 

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from detectors import SHIPPED_BUNDLE
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from service import errors
 from service.cli import app
 from service.key_file import read_keys

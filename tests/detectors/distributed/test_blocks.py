@@ -11,11 +11,11 @@ import pytest
 
 from detectors import Screener
 from detectors.bulk import Counts, Row, find_files, screen_files
-from detectors.bundle import load_manifest
 from detectors.distributed.judging import BlockScreener, Job
 from detectors.distributed.ledger import Ledger, Plan
 from detectors.distributed.places import StoreError, write_whole
 from detectors.distributed.sources import find_blocks
+from detectors.manifest import load_manifest
 from model.errors import BundleError, DataError
 from tests.bundles import with_other_card
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from detectors import SHIPPED_BUNDLE, Screener
-from detectors.bundle import Manifest, load_manifest
+from detectors.manifest import Manifest, load_manifest
 from service.monitoring.baseline import load_baseline
 from service.monitoring.intervals import wilson
 from service.monitoring.model_watch import Findings, ModelWatch

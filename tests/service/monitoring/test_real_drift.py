@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from detectors import SHIPPED_BUNDLE, Screener
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from model.config import parse_data_config
 from model.data import load_splits, to_unit
 from service.judgements import Judgements

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from detectors import load_bundle
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from service.cli import app
 from service.quarantine import State
 from service.settings import load_settings

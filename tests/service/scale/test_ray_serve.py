@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 
-from detectors.bundle import load_manifest
+from detectors.manifest import load_manifest
 from tests.bundles import with_other_card
 from tests.ray_cluster import RayCluster, free_port
 
