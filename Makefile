@@ -20,6 +20,7 @@ test: install
 	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
 
 test-slow: install
+	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile searching
 	$(BIN)/python -m pytest -m slow
 
 check: install

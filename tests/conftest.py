@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from detectors import SHIPPED_BUNDLE, Screener, load_bundle
 from detectors.bundle import save_bundle
@@ -25,6 +26,11 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="lgm-state-")
 
 # Small networks gain nothing from more, and the order of summation, so the network they learn, depends on it.
 torch.set_num_threads(1)
+
+# The same examples each time, so that what was green stays so; `make test-slow` searches anew, and for longer.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("searching", max_examples=1000, deadline=None, print_blob=True)
+settings.load_profile("repeatable")
 
 DIGITS = {
     "name": "digits",

@@ -28,7 +28,7 @@ def axis_to(largest: float, *, format: Format, least: float = 0.0, num_ticks: in
     """From zero to a round number that is at least `largest`, and at least `least`."""
     top = max(largest, least, 1e-12)
     step = _round_up(top / num_ticks)
-    count = math.ceil(top / step - 1e-9)
+    count = min(num_ticks, math.ceil(top / step - 1e-9))  # the step is round to as many digits, so it may suffice
     ticks = tuple(step * number for number in range(count + 1))
     return Axis(low=0.0, high=ticks[-1], ticks=ticks, format=format)
 
