@@ -8,6 +8,7 @@ the page adds have used of a processor, which other load on the machine changes 
 import argparse
 import asyncio
 import contextlib
+import re
 import statistics
 import sys
 import tempfile
@@ -20,12 +21,12 @@ import psutil
 from websockets.asyncio.client import ClientConnection, connect
 
 from tests.benchmarks.serving import wrk
+from tests.benchmarks.serving.forms import png_file
 from tests.server import Server
 
 NUM_TABS = 10
 CONNECTIONS = 32
 SEVEN = Path(__file__).parents[1] / "samples" / "seven.png"
-PLAN = b"/v1/predict\nContent-Type: image/png\n\n%d\n%s\n"  # as wrk.write_plan writes it
 PING, PONG, CONNECT = "2", "3", "40"
 
 
@@ -49,7 +50,7 @@ class Tabs:
     async def _tab(self) -> connect:
         async with httpx.AsyncClient(base_url=self._url, timeout=60) as client:
             page = (await client.get("/dashboard/")).text
-        client_id = page.split('"client_id": "')[1].split('"')[0]
+        (client_id,) = re.findall(r"""["']client_id["']: ["']([0-9a-f-]+)""", page)
         query = f"client_id={client_id}&tab_id={uuid4()}&document_id={uuid4()}&next_message_id=0"
         socket = self._url.replace("http", "ws", 1) + "/dashboard/_nicegui_ws/socket.io/"
         return connect(f"{socket}?EIO=4&transport=websocket&implicit_handshake=true&{query}", max_size=None)
@@ -104,7 +105,7 @@ def main() -> None:
     wrk.require()
     with tempfile.TemporaryDirectory() as folder:
         plan = Path(folder) / "plan"
-        plan.write_bytes(PLAN % (SEVEN.stat().st_size, SEVEN.read_bytes()))
+        wrk.write_plan(plan, png_file("/v1/predict"), [SEVEN.read_bytes()])
         server = Server("--drain-seconds", "0", "--access-log-share", "0", "--state-folder", folder)
         try:
             server.await_ready()
