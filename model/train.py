@@ -32,11 +32,12 @@ from model.criterion import (
     show,
 )
 from model.data import ImageSet, Splits, load_splits, to_unit
-from model.devices import ALONE, Devices, Embed, local_device
+from model.devices import ALONE, Devices, local_device
 from model.errors import CheckpointError, ConfigurationError, DivergenceError
 from model.losses.base import RivalLoss
 from model.network import Network
 from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
+from model.parallel import Embed, parallel
 from model.part import Part
 from model.precision import autocast, warn_of_emulation
 from model.training_log import Report, Reporter
@@ -67,7 +68,7 @@ def train(
     if previous is not None:
         _check_same_data(previous, start.split_digests, output)
         _take_up(previous, network, criterion, optimizer)
-    embed = devices.parallel(network, criterion)
+    embed = parallel(network, criterion, devices)
     checkpoint = previous or start
 
     reporter.start(config, _steps_per_epoch(config, splits.train), checkpoint.history)
@@ -180,7 +181,7 @@ def train_epoch(
 ) -> Report:
     """One pass over the images in an order drawn from (seed, epoch); the running means of the epoch.
 
-    embed: what `devices.parallel` made of the network, where there are several processes.
+    embed: what `parallel` made of the network, where there are several processes.
     """
     embed = embed or network.embed
     seed = config.training.seed * 1_000_003 + epoch
@@ -234,19 +235,20 @@ def _check_finite(report: Report, epoch: int) -> None:
 def accuracy(network: Network, images: ImageSet, predict: Predictor | None = None, devices: Devices = ALONE) -> float:
     """Share of the images whose most likely class is their own: evaluation mode, float32, no margin.
 
-    predict: classes (n,) of features; the network's own mixture by default. Every process of devices judges a part
+    predict: classes (n,) of features; the network's own mixture by default. Every process of devices embeds a part
     of the images, and has the share of all.
     """
     network.eval()
-    device = network.mixture.means.device
+    device, predict = network.mixture.means.device, predict or network.mixture.predict
+    num_batches = math.ceil(len(images) / EVALUATION_BATCH)
     correct = 0
-    part = devices.part(len(images))
-    for start in range(part.first, part.last, EVALUATION_BATCH):
-        rows = slice(start, min(start + EVALUATION_BATCH, part.last))
-        features = network.embed(to_unit(images.images[rows]).to(device))
-        predicted = (predict or network.mixture.predict)(features)
-        correct += int((predicted.cpu() == images.labels[rows]).sum())
-    return devices.sum(correct, device) / len(images)
+    for batch, labels in zip(
+        images.images.tensor_split(num_batches), images.labels.tensor_split(num_batches), strict=True
+    ):
+        part = devices.part(len(labels))
+        features = devices.gather(network.embed(to_unit(batch[part.rows]).to(device)), part)
+        correct += int((predict(features).cpu() == labels).sum())
+    return correct / len(images)
 
 
 def select_device(name: str) -> torch.device:

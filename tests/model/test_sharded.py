@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.errors import CheckpointError
+from model.devices import Devices
+from model.errors import CheckpointError, ConfigurationError
 from model.losses import LGMLoss
 from model.mixture import GaussianMixture
 from model.shard_files import load_mixture, shard_name
@@ -34,9 +35,10 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
+from model.devices import Devices
+from model.losses import LGMLoss
 from model.mixture import GaussianMixture
 from model.shard_files import load_shard, save_shard
-from model.sharded import Group, MixtureShard, ShardedLGMLoss
 
 rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=size)
@@ -46,31 +48,31 @@ for index, case in enumerate(torch.load(folder / "cases.pt")):
     k, d = state["means"].shape
     mixture = GaussianMixture(k, d, variance=case["variance"], prior=case["prior"])
     mixture.load_state_dict(state)
-    shard = MixtureShard.of(mixture)
-    criterion = ShardedLGMLoss(
+    shard = mixture.shard(Devices.of())
+    criterion = LGMLoss(
         shard, alpha=case["alpha"], lambda_=case["lambda_"], block_size=case["block_size"]
     )
     features = case["features"].requires_grad_()
     terms = criterion(features, case["labels"])
     terms.total.backward()
-    fresh = MixtureShard.new(k, d, variance=case["variance"], prior=case["prior"])
+    fresh = GaussianMixture(k, d, variance=case["variance"], prior=case["prior"], peers=Devices.of())
     answers.append({
         "rows": tuple(shard.part),
         "terms": [term.detach() for term in terms],
         "features": features.grad,
-        "shard": {name: values.grad for name, values in shard.gaussians.named_parameters()},
+        "shard": {name: values.grad for name, values in shard.named_parameters()},
         "predicted": shard.predict(features.detach()),
         "step": criterion.step,
-        "fresh": [len(fresh.gaussians.means), fresh.log_priors.exp().sum().item()],
+        "fresh": [len(fresh.means), fresh.log_priors.exp().sum().item()],
     })
     save_shard(shard, folder / f"case{index}", step=7)
     dist.barrier()
-    back = load_shard(folder / f"case{index}", Group()).gaussians.state_dict()
-    assert all(torch.equal(back[name], values) for name, values in shard.gaussians.state_dict().items())
+    back = load_shard(folder / f"case{index}", Devices.of()).state_dict()
+    assert all(torch.equal(back[name], values) for name, values in shard.state_dict().items())
 others = folder.parent / "4" / "case0"
 if size == 2 and others.is_dir():
-    part = load_shard(others, Group())
-    answers[0]["from four"] = part.gaussians.means.detach()
+    part = load_shard(others, Devices.of())
+    answers[0]["from four"] = part.means.detach()
 torch.save(answers, folder / f"{rank}.pt")
 dist.destroy_process_group()
 """
@@ -196,11 +198,8 @@ def test_two_sets_of_shards_and_none_are_refused(saved: Path, tmp_path: Path) ->
 
 
 def test_what_does_not_fit_says_so(one_process: None) -> None:
-    from model.errors import ConfigurationError
-    from model.sharded import MixtureShard, ShardedLGMLoss
-
-    shard = MixtureShard.new(5, 3)
-    criterion = ShardedLGMLoss(shard)
+    shard = GaussianMixture(5, 3, peers=Devices.of())
+    criterion = LGMLoss(shard)
     for features, labels, said in [
         (torch.zeros(2, 4), torch.tensor([0, 1]), r"features must be \(n >= 1, 3\)"),
         (torch.zeros(2, 3), torch.tensor([0, 5]), r"labels must lie in \[0, 5\), got 0 to 5"),
@@ -210,7 +209,7 @@ def test_what_does_not_fit_says_so(one_process: None) -> None:
         with pytest.raises(ConfigurationError, match=said):
             criterion(features, labels)
     with pytest.raises(ConfigurationError, match="block_size must be at least 1"):
-        ShardedLGMLoss(shard, block_size=0)
+        LGMLoss(shard, block_size=0)
 
 
 @pytest.fixture
