@@ -175,8 +175,16 @@ class GaussianMixture(nn.Module):
             generator=torch.Generator(),  # not the process's own: what is drawn is overwritten
             peers=peers,
         ).to(self.means)
-        share.load_state_dict({name: values[share.part.rows] for name, values in self.state_dict().items()})
+        share.load_state_dict({name: share.rows_here(values) for name, values in self.state_dict().items()})
         return share
+
+    def rows_here(self, values: Tensor) -> Tensor:
+        """A copy of the rows of classes here, of values with a row for every one."""
+        return values[self.part.rows].clone()
+
+    def rows_of_all(self, values: Tensor) -> Tensor:
+        """The rows of all classes, from each process's own; on the CPU, for there may be too many for the device."""
+        return values if self.peers.alone else self.peers.gather(values, self.part).cpu()
 
     def _of_classes_here(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Those features, and which of the classes here they are of. Checks all."""
