@@ -53,7 +53,10 @@ class NetworkConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
 class MixtureConfig:
-    """The class Gaussians; see GaussianMixture. num_classes, where given, must be that of the data."""
+    """The class Gaussians; see GaussianMixture. num_classes, where given, must be that of the data.
+
+    sharded: in training each of several processes holds the Gaussians of its own classes only.
+    """
 
     variance: Variance = "unit"
     prior: Prior = "uniform"
@@ -61,6 +64,8 @@ class MixtureConfig:
     initial_scale: Positive = 1.0
     means_from_data: bool = False
     num_classes: Count | None = None
+    # Not written where it is false: a bundle's version is the digest of all that is.
+    sharded: bool = Field(default=False, exclude_if=lambda sharded: not sharded)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
@@ -151,6 +156,20 @@ class Config:
             raise ConfigurationError(
                 f"adversarial.eps: images are attacked through the Gaussians, which {self.loss.name} has only after "
                 f"training; use one of {', '.join(known.GAUSSIAN)}, or eps = 0"
+            )
+        if self.mixture.sharded:
+            self._check_sharded()
+
+    def _check_sharded(self) -> None:
+        if self.loss.name in known.RIVALS:
+            raise ConfigurationError(
+                f"mixture.sharded: {self.loss.name} has Gaussians only after training; "
+                f"use one of {', '.join(known.GAUSSIAN)}"
+            )
+        if self.adversarial.eps > 0:
+            raise ConfigurationError(
+                "mixture.sharded: images are attacked through the Gaussians of all classes, which no process has; "
+                f"adversarial.eps must be 0, got {self.adversarial.eps:g}"
             )
 
 

@@ -1,13 +1,12 @@
-"""One network trained by several processes: who they are, and what they tell one another.
+"""Several processes that work on one network: who they are, and what they tell one another.
 
 torch.distributed does the talking, NCCL between GPUs and gloo between CPUs; torchrun, or `launch` beside this, starts
-the processes. Each embeds its rows of every batch. The features are then gathered, so that every process has the loss
-of the whole batch, whatever the loss compares, and DistributedDataParallel averages the gradients.
+the processes.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,55 +14,59 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from model.errors import ConfigurationError
-from model.losses.base import RivalLoss
-from model.network import Network
 from model.part import Part
 
 WAIT = timedelta(minutes=30)  # the longest that one process may load data or measure while the others wait
 
-Embed = Callable[[Tensor], Tensor]  # images (n, c, h, w) -> features (n, d)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Devices:
-    """This process among those that train together; by default there is no other."""
+    """This process among those that work together; by default there is no other.
+
+    group: of torch.distributed, None for its default one. What a reduction writes is the same for all of them.
+    """
 
     rank: int = 0
     size: int = 1
+    group: dist.ProcessGroup | None = None
+
+    @classmethod
+    def of(cls, group: dist.ProcessGroup | None = None) -> "Devices":
+        """This process among those of a group; torch.distributed must be initialised."""
+        return cls(rank=dist.get_rank(group), size=dist.get_world_size(group), group=group)
 
     @property
     def alone(self) -> bool:
-        """Whether this process trains the network by itself."""
+        """Whether there is no other process."""
         return self.size == 1
 
     def part(self, total: int) -> Part:
         """This process's rows of a batch."""
         return Part.of(total, rank=self.rank, size=self.size)
 
-    def parallel(self, network: Network, criterion: nn.Module) -> Embed:
-        """`network.embed`, whose backward pass leaves every process the same gradients: the averages of all."""
-        if self.alone:
-            return network.embed
-        if isinstance(criterion, RivalLoss):
-            network.mixture.requires_grad_(False)  # it is fitted afterwards, and every weight is waited for
-        return cast(Embed, DistributedDataParallel(_Embedding(network, criterion)))
-
     def gather(self, values: Tensor, part: Part) -> Tensor:
-        """The whole batch's values from the rows that each process has; differentiable in its own."""
-        return values if self.alone else cast(Tensor, _Gather.apply(values, part, self.size))
+        """All rows from those that each process has; differentiable in its own."""
+        return values if self.alone else cast(Tensor, _Gather.apply(values, part, self))
 
-    def sum(self, count: int, device: torch.device) -> int:
-        """The sum of every process's count."""
-        if self.alone:
-            return count
-        counts = torch.tensor([count], device=device)
-        dist.all_reduce(counts)
-        return int(counts)
+    def sum_(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in place."""
+        if not self.alone:
+            dist.all_reduce(values, dist.ReduceOp.SUM, self.group)
+        return values
+
+    def maximum_(self, values: Tensor) -> Tensor:
+        """The largest of all processes, in place."""
+        if not self.alone:
+            dist.all_reduce(values, dist.ReduceOp.MAX, self.group)
+        return values
+
+    def log_softmax(self, values: Tensor) -> Tensor:
+        """log softmax over the numbers (s) of all processes; differentiable in this one's."""
+        return torch.log_softmax(values, 0) if self.alone else cast(Tensor, _LogSoftmax.apply(values, self))
 
     def agree(self, values: Mapping[str, object]) -> None:
         """Raises ConfigurationError on every process, with field and rank, where one's value is not rank 0's."""
@@ -71,10 +74,10 @@ class Devices:
             return
         own = {name: json.dumps(value) for name, value in values.items()}
         told: list[dict[str, str]] = [{}] * self.size
-        dist.all_gather_object(told, own)
+        dist.all_gather_object(told, own, self.group)
         for rank, theirs in enumerate(told):
-            for name, value in told[0].items():
-                if theirs.get(name) != value:
+            for name in told[0] | theirs:
+                if theirs.get(name) != (value := told[0].get(name)):
                     raise ConfigurationError(
                         f"the processes disagree: {name} is {value} on rank 0, but {theirs.get(name)} on rank {rank}"
                     )
@@ -107,7 +110,7 @@ def join(device: str) -> Iterator[Devices]:
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, timeout=WAIT, store=fresh, rank=rank, world_size=size)
     try:
-        yield Devices(rank=rank, size=size)
+        yield Devices.of()
     finally:
         dist.destroy_process_group()
 
@@ -124,32 +127,36 @@ def local_device(name: str, devices: Devices) -> str:
     return name if devices.alone or name != "cuda" else f"cuda:{os.environ['LOCAL_RANK']}"
 
 
-class _Embedding(nn.Module):
-    """What DistributedDataParallel needs: every weight that learns, and a forward pass."""
-
-    def __init__(self, network: Network, criterion: nn.Module):
-        super().__init__()
-        self.network = network
-        self.criterion = criterion
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.embed(images)
-
-
 class _Gather(torch.autograd.Function):
     """Rows of all processes. Each has the whole loss, of which only its own rows' gradient is its business; `size`
-    times that makes up for the average that follows.
+    times that makes up for the average that follows, see `parallel`.
     """
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, part: Part, size: int) -> Tensor:
-        ctx.part, ctx.size = part, size
+    def forward(ctx: Any, values: Tensor, part: Part, devices: Devices) -> Tensor:
+        ctx.part, ctx.size = part, devices.size
         whole = values.new_zeros(part.total, *values.shape[1:])
         whole[part.rows] = values
-        dist.all_reduce(whole)
-        return whole
+        return devices.sum_(whole)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return gradient[ctx.part.rows] * ctx.size, None, None
+
+
+class _LogSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, devices: Devices) -> Tensor:
+        top = devices.maximum_(values.max())
+        total = devices.sum_((values - top).exp().sum())
+        logs = values - top - total.log()
+        ctx.save_for_backward(logs)
+        ctx.devices = devices
+        return logs
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (logs,) = ctx.saved_tensors
+        return gradient - logs.exp() * ctx.devices.sum_(gradient.sum()), None

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model import gaussian
+from model.devices import ALONE, Devices
 from model.errors import ConfigurationError
 
 # Classes that a prediction looks at together.
@@ -27,8 +28,9 @@ class GaussianMixture(nn.Module):
     variance_floor: variances never fall below it: lambda = floor + exp(raw), smooth and never stuck.
     initial_scale: standard deviation of the normal the means start from; the expected distance between two
     means is initial_scale * sqrt(2 d), so 1 sets classes apart by more than their unit spread.
+    peers: processes that the classes are spread over, `part` of them here; each needs a generator of its own.
 
-    Raises ConfigurationError for sizes below one, an unknown form, or a floor outside (0, 1).
+    Raises ConfigurationError for sizes below one, unknown forms, a floor outside (0, 1), fewer classes than peers.
     """
 
     def __init__(
@@ -41,19 +43,23 @@ class GaussianMixture(nn.Module):
         variance_floor: float = 1e-3,
         initial_scale: float = 1.0,
         generator: torch.Generator | None = None,
+        peers: Devices = ALONE,
     ):
         super().__init__()
-        _check(num_classes, num_features, variance, prior, variance_floor, initial_scale)
+        _check(num_classes, num_features, variance, prior, variance_floor, initial_scale, peers)
+        self.peers = peers
+        self.part = peers.part(num_classes)
+        num_here = self.part.last - self.part.first
         self.variance = cast(Variance, variance)
         self.prior = cast(Prior, prior)
         self.variance_floor = variance_floor
-        self.means = nn.Parameter(torch.empty(num_classes, num_features))
+        self.means = nn.Parameter(torch.empty(num_here, num_features))
         nn.init.normal_(self.means, std=initial_scale, generator=generator)
         if variance != "unit":
             columns = 1 if variance == "isotropic" else num_features
             start = math.log1p(-variance_floor)  # so that every variance starts at one
-            self.raw_log_variances = nn.Parameter(torch.full((num_classes, columns), start))
-        priors = torch.full((num_classes,), -math.log(num_classes))
+            self.raw_log_variances = nn.Parameter(torch.full((num_here, columns), start))
+        priors = torch.full((num_here,), -math.log(num_classes))
         if prior == "learned":
             self.raw_log_priors = nn.Parameter(priors)
         else:
@@ -61,8 +67,8 @@ class GaussianMixture(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """k."""
-        return self.means.shape[0]
+        """k, of all processes."""
+        return self.part.total
 
     @property
     def num_features(self) -> int:
@@ -79,12 +85,19 @@ class GaussianMixture(nn.Module):
 
     @property
     def log_priors(self) -> Float[Tensor, " k"]:
-        """log p(k), normalised; in nats."""
+        """log p(k) of the classes here, normalised over all; in nats."""
         raw = cast(Tensor, self.raw_log_priors)
-        return torch.log_softmax(raw, 0) if self.prior == "learned" else raw
+        return self.peers.log_softmax(raw) if self.prior == "learned" else raw
 
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Log joint in nats, no margin; argmax is the prediction, softmax the posterior."""
+        """Log joint in nats, no margin; argmax is the prediction, softmax the posterior.
+
+        Raises ConfigurationError where the classes are spread over processes: none has the scores of all.
+        """
+        if not self.peers.alone:
+            raise ConfigurationError(
+                f"the log joint of {self.num_classes} classes, of which {len(self.means)} are here"
+            )
         return gaussian.log_joint(features, self.means, self.log_variances, self.log_priors)
 
     def log_likelihood(self, features: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
@@ -92,17 +105,18 @@ class GaussianMixture(nn.Module):
         return gaussian.log_likelihood(self(features))
 
     @torch.no_grad()
-    def best(
-        self, features: Float[Tensor, "n d"], log_priors: Float[Tensor, " k"] | None = None
-    ) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-        """Largest log joint of each input in nats, and its class, the first of equals; never the (n, k) matrix.
+    def best(self, features: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
+        """Largest log joint of each input in nats, and its class, the first of equals; never the (n, k) matrix."""
+        here, index = self._best_here(features)
+        highest = self.peers.maximum_(here.clone())
+        return highest, -self.peers.maximum_(torch.where(here < highest, -self.num_classes, -index - self.part.first))
 
-        log_priors: others than its own, for the part of a mixture.
-        """
-        log_variances, log_priors = self.log_variances, self.log_priors if log_priors is None else log_priors
+    def _best_here(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the classes here, counted from the first of them."""
+        log_variances, log_priors = self.log_variances, self.log_priors
         highest = features.new_full((len(features),), -math.inf)
         index = torch.zeros(len(features), dtype=torch.int64, device=features.device)
-        for start in range(0, self.num_classes, CLASS_BLOCK):
+        for start in range(0, len(self.means), CLASS_BLOCK):
             rows = slice(start, start + CLASS_BLOCK)
             variances = None if log_variances is None else log_variances[rows]
             value, found = gaussian.log_joint(features, self.means[rows], variances, log_priors[rows]).max(1)
@@ -120,7 +134,7 @@ class GaussianMixture(nn.Module):
         if label_counts.shape != (self.num_classes,) or bool((label_counts < 0).any()):
             raise ConfigurationError(f"label_counts must be {self.num_classes} counts of zero or more")
         smoothed = label_counts.to(self.means) + 1.0
-        cast(Tensor, self.raw_log_priors).copy_(smoothed.log() - smoothed.sum().log())
+        cast(Tensor, self.raw_log_priors).copy_(smoothed[self.part.rows].log() - smoothed.sum().log())
 
     @torch.no_grad()
     def set_means(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
@@ -128,9 +142,9 @@ class GaussianMixture(nn.Module):
 
         Raises ConfigurationError when features are not (n, d) or a label lies outside [0, k).
         """
-        self._check_labelled(features, labels)
-        counts = torch.bincount(labels, minlength=self.num_classes).unsqueeze(1)
-        sums = torch.zeros_like(self.means).index_add_(0, labels, features.to(self.means))
+        features, labels = self._of_classes_here(features, labels)
+        counts = torch.bincount(labels, minlength=len(self.means)).unsqueeze(1)
+        sums = torch.zeros_like(self.means).index_add_(0, labels, features)
         self.means.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.means))
 
     @torch.no_grad()
@@ -139,22 +153,48 @@ class GaussianMixture(nn.Module):
 
         A class with fewer than two features keeps those it has. Raises ConfigurationError as `set_means` does.
         """
-        self._check_labelled(features, labels)
+        features, labels = self._of_classes_here(features, labels)
         if self.variance == "unit":
             return
-        squares = (features.to(self.means) - self.means[labels]).square()
+        squares = (features - self.means[labels]).square()
         if self.variance == "isotropic":
             squares = squares.mean(1, keepdim=True)
-        counts = torch.bincount(labels, minlength=self.num_classes).unsqueeze(1)
+        counts = torch.bincount(labels, minlength=len(self.means)).unsqueeze(1)
         sums = torch.zeros_like(self.raw_log_variances).index_add_(0, labels, squares)
         above_floor = (sums / counts.clamp_min(1) - self.variance_floor).clamp_min(1e-3 * self.variance_floor)
         self.raw_log_variances.copy_(torch.where(counts > 1, above_floor.log(), self.raw_log_variances))
 
-    def _check_labelled(self, features: Tensor, labels: Tensor) -> None:
+    def shard(self, peers: Devices) -> "GaussianMixture":
+        """This process's share of a mixture that all of them hold, copied. Raises ConfigurationError as it does."""
+        share = GaussianMixture(
+            self.num_classes,
+            self.num_features,
+            variance=self.variance,
+            prior=self.prior,
+            variance_floor=self.variance_floor,
+            generator=torch.Generator(),  # not the process's own: what is drawn is overwritten
+            peers=peers,
+        ).to(self.means)
+        share.load_state_dict({name: share.rows_here(values) for name, values in self.state_dict().items()})
+        return share
+
+    def rows_here(self, values: Tensor) -> Tensor:
+        """A copy of the rows of classes here, of values with a row for every one."""
+        return values[self.part.rows].clone()
+
+    def rows_of_all(self, values: Tensor) -> Tensor:
+        """The rows of all classes, from each process's own; on the CPU, for there may be too many for the device."""
+        return values if self.peers.alone else self.peers.gather(values, self.part).cpu()
+
+    def _of_classes_here(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Those features, and which of the classes here they are of. Checks all."""
         if features.shape[1] != self.num_features:
             raise ConfigurationError(f"features must be (n, {self.num_features}), got {tuple(features.shape)}")
         if bool(((labels < 0) | (labels >= self.num_classes)).any()):
             raise ConfigurationError(f"labels must lie in [0, {self.num_classes})")
+        own = labels - self.part.first
+        here = (own >= 0) & (own < len(self.means))
+        return features[here].to(self.means), own[here]
 
     def extra_repr(self) -> str:
         return (
@@ -163,11 +203,13 @@ class GaussianMixture(nn.Module):
 
 
 def _check(
-    num_classes: int, num_features: int, variance: str, prior: str, floor: float, initial_scale: float
+    num_classes: int, num_features: int, variance: str, prior: str, floor: float, initial_scale: float, peers: Devices
 ) -> None:
     for name, size in (("num_classes", num_classes), ("num_features", num_features)):
         if size < 1:
             raise ConfigurationError(f"{name} must be at least 1, got {size}")
+    if num_classes < peers.size:
+        raise ConfigurationError(f"num_classes must be at least the {peers.size} processes, got {num_classes}")
     for name, value, known in (("variance", variance, Variance), ("prior", prior, Prior)):
         if value not in get_args(known):
             raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")

@@ -1,12 +1,14 @@
 """Optimisers with the parameter groups that a Gaussian head wants, and learning rates by step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from model.config import OptimizerConfig
+from model.mixture import GaussianMixture
 from model.network import Network
 
 
@@ -57,7 +59,43 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["multiplier"]
 
 
-def clip_gradient(network: nn.Module, config: OptimizerConfig, *, classifier: Iterable[nn.Parameter] = ()) -> None:
-    """Scale the gradient down to the configured norm, where there is one."""
-    if config.clip_gradient_norm is not None:
-        nn.utils.clip_grad_norm_([*network.parameters(), *classifier], config.clip_gradient_norm)
+def clip_gradient(network: Network, config: OptimizerConfig, *, classifier: Iterable[nn.Parameter] = ()) -> None:
+    """Scale the gradient, of a sharded mixture that of all classes, down to the configured norm, if there is one."""
+    limit, mixture = config.clip_gradient_norm, network.mixture
+    parameters = [*network.parameters(), *classifier]
+    if limit is None:
+        return
+    if mixture.peers.alone:
+        nn.utils.clip_grad_norm_(parameters, limit)
+        return
+    own = {id(parameter) for parameter in mixture.parameters()}
+    everywhere = _squared_norm(parameter for parameter in parameters if id(parameter) not in own)
+    norm = (mixture.peers.sum_(_squared_norm(mixture.parameters())) + everywhere).sqrt()
+    nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+
+
+def _squared_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return nn.utils.get_total_norm(gradients).square()
+
+
+def with_mixture_state(
+    state: dict[str, Any],
+    optimizer: torch.optim.Optimizer,
+    mixture: GaussianMixture,
+    change: Callable[[Tensor], Tensor],
+) -> dict[str, Any]:
+    """The state with what is remembered of each class, such as momenta (k, ...), changed."""
+    own = {id(parameter) for parameter in mixture.parameters()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    remembered = {
+        index: {name: change(value) if _has_rows(value) else value for name, value in values.items()}
+        for index, values in state["state"].items()
+        if id(parameters[index]) in own
+    }
+    return state | {"state": state["state"] | remembered}
+
+
+def _has_rows(value: object) -> bool:
+    """Not a number of steps."""
+    return isinstance(value, Tensor) and value.ndim > 0

@@ -9,32 +9,30 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.devices import ALONE, Devices
 from model.errors import CheckpointError
 from model.mixture import GaussianMixture
-from model.part import Part
-from model.sharded import Group, MixtureShard
 
 NAME = re.compile(r"mixture-(\d+)-of-(\d+)\.safetensors")
 SAME = ("num_classes", "num_features", "variance", "prior", "variance_floor", "step")
 
 
-def save_shard(shard: MixtureShard, folder: Path, *, step: int) -> Path:
+def save_shard(mixture: GaussianMixture, folder: Path, *, step: int) -> Path:
     """Write this process's shard beside the others', atomically; step tells the shards of one time from another's."""
-    gaussians, part, group = shard.gaussians, shard.part, shard.group
     described = {
-        "num_classes": part.total,
-        "num_features": gaussians.num_features,
-        "variance": gaussians.variance,
-        "prior": gaussians.prior,
-        "variance_floor": gaussians.variance_floor,
+        "num_classes": mixture.num_classes,
+        "num_features": mixture.num_features,
+        "variance": mixture.variance,
+        "prior": mixture.prior,
+        "variance_floor": mixture.variance_floor,
         "step": step,
-        "first": part.first,
-        "last": part.last,
+        "first": mixture.part.first,
+        "last": mixture.part.last,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / shard_name(group.rank, group.size)
+    path = folder / shard_name(mixture.peers.rank, mixture.peers.size)
     temporary = path.with_name(path.name + ".tmp")
-    tensors = {name: values.detach().cpu().contiguous() for name, values in gaussians.state_dict().items()}
+    tensors = {name: values.detach().cpu().contiguous() for name, values in mixture.state_dict().items()}
     save_file(tensors, temporary, {name: str(value) for name, value in described.items()})
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
@@ -49,17 +47,25 @@ def shard_name(rank: int, size: int) -> str:
 
 def load_mixture(folder: Path) -> GaussianMixture:
     """The whole mixture, put together from its shards. Raises CheckpointError as `load_shard` does."""
-    return _read(_described(folder), None)
+    return load_shard(folder, ALONE)
 
 
-def load_shard(folder: Path, group: Group) -> MixtureShard:
+def load_shard(folder: Path, peers: Devices) -> GaussianMixture:
     """This process's share, whatever number of processes saved.
 
     Raises CheckpointError naming the file that is missing, damaged, or of another mixture or step than the first.
     """
     described = _described(folder)
-    part = Part.of(int(described[0][1]["num_classes"]), rank=group.rank, size=group.size)
-    return MixtureShard(_read(described, part), part, group)
+    mixture = _fresh(described[0][1], peers)
+    part, rows = mixture.part, {name: list[Tensor]() for name in mixture.state_dict()}
+    for path, own in described:
+        start, stop = max(part.first, int(own["first"])), min(part.last, int(own["last"]))
+        if start < stop:
+            with safe_open(path, "pt") as file:
+                for name, pieces in rows.items():
+                    pieces.append(file.get_slice(name)[start - int(own["first"]) : stop - int(own["first"])])
+    mixture.load_state_dict({name: torch.cat(pieces) for name, pieces in rows.items()})
+    return mixture
 
 
 _Described = list[tuple[Path, dict[str, str]]]
@@ -92,22 +98,12 @@ def _metadata(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path} is damaged or not a shard: {error}") from None
 
 
-def _read(described: _Described, part: Part | None) -> GaussianMixture:
-    values = described[0][1]
-    part = part or Part.whole(int(values["num_classes"]))
-    mixture = GaussianMixture(
-        part.last - part.first,
-        int(values["num_features"]),
-        variance=values["variance"],
-        prior=values["prior"],
-        variance_floor=float(values["variance_floor"]),
+def _fresh(described: dict[str, str], peers: Devices) -> GaussianMixture:
+    return GaussianMixture(
+        int(described["num_classes"]),
+        int(described["num_features"]),
+        variance=described["variance"],
+        prior=described["prior"],
+        variance_floor=float(described["variance_floor"]),
+        peers=peers,
     )
-    rows: dict[str, list[Tensor]] = {name: [] for name in mixture.state_dict()}
-    for path, own in described:
-        start, stop = max(part.first, int(own["first"])), min(part.last, int(own["last"]))
-        if start < stop:
-            with safe_open(path, "pt") as file:
-                for name, pieces in rows.items():
-                    pieces.append(file.get_slice(name)[start - int(own["first"]) : stop - int(own["first"])])
-    mixture.load_state_dict({name: torch.cat(pieces) for name, pieces in rows.items()})
-    return mixture

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from model.errors import ConfigurationError
-from model.losses.lgm_blocks import LGMBlocks, layout_of_all
+from model.losses.lgm_blocks import LGMBlocks, layout_of
 from model.losses.lgm_function import CLASS_BLOCK, LGMMeans, LGMTerms
 from model.mixture import GaussianMixture
 from model.schedule import Schedule, as_schedule
@@ -49,6 +49,10 @@ class LGMLoss(nn.Module):
 
     block_size: classes handled at a time. Below the number of classes the (n, k) matrix of scores is never held:
     backward makes each block's again, for a quarter more products. None does so above n k = 2^24, by 1,024 classes.
+
+    Of a mixture that is spread over processes each calls with the same batch and has the terms and the features'
+    gradients of all classes, and the gradients of its own. Two reductions of n numbers a column join them in forward,
+    one of (n, d) in backward, and no process holds more than (n, block_size) scores.
 
     Raises ConfigurationError for a coefficient below zero or a block_size below one.
     """
@@ -87,13 +91,15 @@ class LGMLoss(nn.Module):
         outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
         """
         mixture, alpha, lambda_ = self.mixture, self.alpha, self.lambda_
-        check_batch(features, labels, mixture.num_features)
+        _check_batch(features, labels, mixture)
         try:
             if _block_size(self.block_size, features, mixture) is None:
                 terms = LossTerms(*LGMMeans.apply(lambda_, *_arguments(features, labels, mixture, alpha)))
             else:
                 each = lgm_terms(features, labels, mixture, alpha, block_size=self.block_size)
-                terms = averaged(*each, lambda_)
+                classification, likelihood = (term.mean() for term in each)
+                total = torch.add(classification, likelihood, alpha=lambda_)
+                terms = LossTerms(total, classification, likelihood)
         except IndexError as error:  # indexing by them checks labels anyway
             low, high = int(labels.min()), int(labels.max())
             raise ConfigurationError(f"labels must lie in [0, {mixture.num_classes}), got {low} to {high}") from error
@@ -122,18 +128,15 @@ def lgm_terms(
         terms: tuple[Tensor, Tensor] = LGMTerms.apply(*arguments)
         return terms
     features, means, raw, log_priors, labels, floor, alpha = arguments
-    terms = LGMBlocks.apply(features, means, raw, log_priors, floor, alpha, layout_of_all(means, labels, size))
+    layout = layout_of(labels, means, mixture.part, mixture.peers, size)
+    terms = LGMBlocks.apply(features, means, raw, log_priors, floor, alpha, layout)
     return terms
 
 
-def averaged(classification: Float[Tensor, " n"], likelihood: Float[Tensor, " n"], lambda_: float) -> LossTerms:
-    """The loss of a batch from the terms of its inputs."""
-    classification, likelihood = classification.mean(), likelihood.mean()
-    return LossTerms(torch.add(classification, likelihood, alpha=lambda_), classification, likelihood)
-
-
 def _block_size(asked: int | None, features: Tensor, mixture: GaussianMixture) -> int | None:
-    """Classes handled at a time, or None where all are at once."""
+    """Classes handled at a time, or None where all are at once, for which they must be here."""
+    if not mixture.peers.alone:
+        return asked or CLASS_BLOCK
     num_classes = mixture.num_classes
     if asked is None:
         return None if len(features) * num_classes <= LARGEST_WHOLE else CLASS_BLOCK
@@ -147,9 +150,8 @@ def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha
     return features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
 
 
-def check_batch(features: Tensor, labels: Tensor, num_features: int) -> None:
-    """Raises ConfigurationError where shapes do not fit a mixture over so many features, or the batch is empty."""
-    shape = features.shape
+def _check_batch(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:
+    shape, num_features = features.shape, mixture.num_features
     if len(shape) != 2 or shape[1] != num_features or shape[0] == 0:
         raise ConfigurationError(f"features must be (n >= 1, {num_features}) for this mixture, got {tuple(shape)}")
     if labels.shape != shape[:1] or labels.is_floating_point():

@@ -1,6 +1,6 @@
-"""Both L-GM terms without the n x k matrix: block by block of classes, which may be those of one shard of many.
+"""Both L-GM terms without the n x k matrix: block by block of classes, which may be one process's share of them.
 
-Legend: n inputs, m of them with a class of this shard, k classes of this shard, b classes of a block, d features,
+Legend: n inputs, m of them with a class of this share, k classes of this share, b classes of a block, d features,
 v variances a class (1 or d), z the true class of an input.
 
 Forward keeps of every block its largest score and a sum, as Milakov and Gimelshein's "Online normalizer calculation
@@ -10,10 +10,9 @@ for softmax", 2018, arXiv 1805.02867 (algorithm 3): with top the largest so far,
 
 Backward makes each block's scores again, the posterior exp(s_k - top) / sum of them, and from there on all is as in
 `lgm_function`, whose formulas these are. Beside what comes in and the gradients that go out there are O(n b + b d)
-numbers. Where classes are spread over ranks, the same two reductions join them: `Peers`.
+numbers. Where classes are spread over processes, the same two reductions join them.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from model import gaussian
+from model.devices import Devices
 from model.losses.lgm_function import (
     Classes,
     ClassGradients,
@@ -30,28 +30,7 @@ from model.losses.lgm_function import (
     products,
     scores_,
 )
-
-
-class Peers(ABC):
-    """Who holds the other classes: every reduction writes in place, and what it wrote is the same for all of them."""
-
-    @abstractmethod
-    def sum_(self, values: Tensor) -> Tensor:
-        """The sum over all shards."""
-
-    @abstractmethod
-    def maximum_(self, values: Tensor) -> Tensor:
-        """The largest of all shards."""
-
-
-class Alone(Peers):
-    """All classes are here."""
-
-    def sum_(self, values: Tensor) -> Tensor:
-        return values
-
-    def maximum_(self, values: Tensor) -> Tensor:
-        return values
+from model.part import Part
 
 
 class Head(NamedTuple):
@@ -66,25 +45,35 @@ class Head(NamedTuple):
 class Layout(NamedTuple):
     """Where the true classes are.
 
-    centre: c (d), the same for all shards; as in `lgm_function`, any true class's mean will do. rows: inputs (m,)
-    whose class is in this shard, in the order of classes (m,), which ascend and lie in [0, k).
+    centre: c (d), the same for all processes; as in `lgm_function`, any true class's mean will do. rows: inputs (m,)
+    whose class is here, in the order of classes (m,), which ascend and lie in [0, k). peers: who holds the others.
     """
 
     centre: Tensor
     rows: Tensor
     classes: Tensor
     block_size: int
-    peers: Peers
+    peers: Devices
 
 
-def layout_of_all(means: Tensor, labels: Tensor, block_size: int) -> Layout:
-    """Where every class is here. Raises IndexError for a first label outside [0, k)."""
-    classes, rows = labels.sort(stable=True)
-    return Layout(means.detach()[labels[0]], rows, classes, block_size, Alone())
+def layout_of(labels: Tensor, means: Tensor, part: Part, peers: Devices, block_size: int) -> Layout:
+    """Of labels (n,) where this process holds the means of a part of the classes.
+
+    Whoever holds the first input's class gives its mean for a centre. Raises IndexError for a label of no class.
+    """
+    low, high = (int(bound) for bound in labels.aminmax())
+    if low < 0 or high >= part.total:
+        raise IndexError(f"labels from {low} to {high} of {part.total} classes")
+    own = labels - part.first
+    rows = torch.nonzero((own >= 0) & (own < len(means))).squeeze(1)
+    classes, order = own[rows].sort(stable=True)
+    first = int(own[0])
+    centre = means[first].detach().clone() if 0 <= first < len(means) else torch.zeros_like(means[0])
+    return Layout(peers.sum_(centre), rows[order], classes, block_size, peers)
 
 
 class Block(NamedTuple):
-    """Some classes: which of the shard's, their scores (n, b) with margins, and the t inputs that are of them."""
+    """Some classes: which of those here, their scores (n, b) with margins, and the t inputs that are of them."""
 
     chosen: slice
     scores: Tensor

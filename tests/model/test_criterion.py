@@ -11,11 +11,12 @@ from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkp
 from model.config import Config, dump_config, parse_config
 from model.criterion import fit_gaussians, predictor_of, restore_criterion
 from model.data import load_splits, to_unit
+from model.epoch import accuracy
 from model.errors import CheckpointError, ConfigurationError
 from model.losses.known import GAUSSIAN, LOSSES, RIVALS
 from model.network import Network
 from model.overrides import with_loss
-from model.train import accuracy, train
+from model.train import train
 from model.training_log import Silent
 
 BASE: dict[str, Any] = {

@@ -8,26 +8,6 @@ from model.cli import app
 from model.errors import CheckpointError, ConfigurationError, LGMGuardError
 from model.losses.known import LOSSES
 
-TOML = """
-name = "from-toml"
-[data]
-name = "digits"
-[network]
-backbone = "small28"
-width = 4
-num_features = 8
-[training]
-epochs = 9
-batch_size = 64
-"""
-
-
-@pytest.fixture
-def toml(tmp_path: Path) -> Path:
-    path = tmp_path / "run.toml"
-    path.write_text(TOML)
-    return path
-
 
 def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -53,7 +33,7 @@ def test_train_writes_a_checkpoint_and_logs_and_tells_the_accuracy(toml: Path, t
 def test_the_folder_is_named_after_the_run(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert invoke(toml, "--set", "training.epochs=1").exit_code == 0
-    assert (tmp_path / "runs" / "from-toml" / "checkpoint.pt").is_file()
+    assert (tmp_path / "runs" / "tiny" / "checkpoint.pt").is_file()
 
 
 def test_the_same_command_again_only_tells_the_accuracy(toml: Path, tmp_path: Path) -> None:
@@ -84,8 +64,8 @@ def test_another_loss_has_a_run_of_its_own(toml: Path, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     result = invoke(toml, "--loss", "cosface", "--set", "loss.margin=0.1", "--set", "training.epochs=1")
     assert result.exit_code == 0, result.output
-    assert "by Gaussians fitted after training; runs/from-toml-cosface/checkpoint.pt" in result.output
-    loss = load_checkpoint(tmp_path / "runs" / "from-toml-cosface").config.loss
+    assert "by Gaussians fitted after training; runs/tiny-cosface/checkpoint.pt" in result.output
+    loss = load_checkpoint(tmp_path / "runs" / "tiny-cosface").config.loss
     assert (loss.name, loss.margin) == ("cosface", 0.1)
 
 

@@ -12,10 +12,10 @@ from model.checkpoint import build_network
 from model.config import load_config
 from model.criterion import build_criterion
 from model.data import ImageSet
+from model.epoch import train_epoch
 from model.images import ImageFormat
 from model.loss_config import build_schedule
 from model.optimizer import build_optimizer, learning_rate
-from model.train import train_epoch
 from model.training_log import Silent
 
 CONFIGS = Path(model.__file__).parent / "configs"

@@ -1,9 +1,6 @@
 """Classes spread over two and four gloo processes, against the loss of a mixture that is whole."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +8,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from model.errors import CheckpointError
+from model.devices import Devices
+from model.errors import CheckpointError, ConfigurationError
 from model.losses import LGMLoss
 from model.mixture import GaussianMixture
-from model.shard_files import load_mixture, shard_name
+from model.shard_files import load_mixture, load_shard, save_shard, shard_name
+from tests.model.ranks import on_ranks
 
 NUM_CLASSES, NUM_FEATURES = 23, 6  # neither two nor four divide them
 CASES = [
@@ -29,51 +28,30 @@ CASES = [
     ]
 ]
 
-CHILD = """
-import sys
-from pathlib import Path
-import torch
-import torch.distributed as dist
-from model.mixture import GaussianMixture
-from model.shard_files import load_shard, save_shard
-from model.sharded import Group, MixtureShard, ShardedLGMLoss
+Answer = dict[str, Any]
 
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-dist.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=size)
-answers = []
-for index, case in enumerate(torch.load(folder / "cases.pt")):
-    state = case["state"]
-    k, d = state["means"].shape
-    mixture = GaussianMixture(k, d, variance=case["variance"], prior=case["prior"])
-    mixture.load_state_dict(state)
-    shard = MixtureShard.of(mixture)
-    criterion = ShardedLGMLoss(
-        shard, alpha=case["alpha"], lambda_=case["lambda_"], block_size=case["block_size"]
-    )
-    features = case["features"].requires_grad_()
-    terms = criterion(features, case["labels"])
+
+def answer(devices: Devices, case: dict[str, Any], seed: int, folder: Path) -> Answer:
+    """What a rank says to a case, and its shard beside those of the others in the folder."""
+    mixture, features, labels = whole(case, seed)
+    shard = mixture.shard(devices)
+    criterion = LGMLoss(shard, alpha=case["alpha"], lambda_=case["lambda_"], block_size=case["block_size"])
+    terms = criterion(features.requires_grad_(), labels)
     terms.total.backward()
-    fresh = MixtureShard.new(k, d, variance=case["variance"], prior=case["prior"])
-    answers.append({
-        "rows": tuple(shard.part),
+    fresh = GaussianMixture(NUM_CLASSES, NUM_FEATURES, variance=case["variance"], prior=case["prior"], peers=devices)
+    save_shard(shard, folder, step=7)
+    return {
         "terms": [term.detach() for term in terms],
         "features": features.grad,
-        "shard": {name: values.grad for name, values in shard.gaussians.named_parameters()},
+        "shard": {name: values.grad for name, values in shard.named_parameters()},
         "predicted": shard.predict(features.detach()),
         "step": criterion.step,
-        "fresh": [len(fresh.gaussians.means), fresh.log_priors.exp().sum().item()],
-    })
-    save_shard(shard, folder / f"case{index}", step=7)
-    dist.barrier()
-    back = load_shard(folder / f"case{index}", Group()).gaussians.state_dict()
-    assert all(torch.equal(back[name], values) for name, values in shard.gaussians.state_dict().items())
-others = folder.parent / "4" / "case0"
-if size == 2 and others.is_dir():
-    part = load_shard(others, Group())
-    answers[0]["from four"] = part.gaussians.means.detach()
-torch.save(answers, folder / f"{rank}.pt")
-dist.destroy_process_group()
-"""
+        "fresh": [len(fresh.means), fresh.log_priors.exp().sum().item()],
+    }
+
+
+def answer_all(devices: Devices, folder: Path) -> list[Answer]:
+    return [answer(devices, case, index, folder / f"case{index}") for index, case in enumerate(CASES)]
 
 
 def whole(case: dict[str, Any], seed: int) -> tuple[GaussianMixture, torch.Tensor, torch.Tensor]:
@@ -96,32 +74,20 @@ def whole(case: dict[str, Any], seed: int) -> tuple[GaussianMixture, torch.Tenso
 
 
 @pytest.fixture(scope="module")
-def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[list[dict[str, Any]]]]:
-    """What every rank of four, then of two, says to every case."""
-    root = tmp_path_factory.mktemp("shards")
-    told = {}
-    for size in (4, 2):
-        folder = root / str(size)
-        folder.mkdir()
-        cases = []
-        for seed, case in enumerate(CASES):
-            mixture, features, labels = whole(case, seed)
-            cases.append({**case, "state": mixture.state_dict(), "features": features, "labels": labels})
-        torch.save(cases, folder / "cases.pt")
-        arguments = [[sys.executable, "-c", CHILD, str(rank), str(size), str(folder)] for rank in range(size)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        ranks = [subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) for words in arguments]
-        said = [rank.communicate(timeout=600)[1] for rank in ranks]
-        assert [rank.returncode for rank in ranks] == [0] * size, "\n".join(said)
-        told[size] = [torch.load(folder / f"{rank}.pt") for rank in range(size)]
-    told[0] = [[{"root": root}]]
-    return told
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("shards")
+
+
+@pytest.fixture(scope="module")
+def answers(root: Path) -> dict[int, list[list[Answer]]]:
+    """What every rank of two, then of four, says to every case."""
+    return {size: on_ranks(size, answer_all, root / str(size)) for size in (2, 4)}
 
 
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{case['variance']}-{case['prior']}" for case in CASES])
 def test_shards_give_the_loss_and_gradients_of_the_whole(
-    size: int, index: int, answers: dict[int, list[list[dict[str, Any]]]]
+    size: int, index: int, answers: dict[int, list[list[Answer]]]
 ) -> None:
     case = CASES[index]
     mixture, features, labels = whole(case, index)
@@ -140,7 +106,7 @@ def test_shards_give_the_loss_and_gradients_of_the_whole(
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_fresh_shards_are_parts_of_one_mixture(size: int, answers: dict[int, list[list[dict[str, Any]]]]) -> None:
+def test_fresh_shards_are_parts_of_one_mixture(size: int, answers: dict[int, list[list[Answer]]]) -> None:
     for index in range(len(CASES)):
         fresh = [rank[index]["fresh"] for rank in answers[size]]
         assert sum(count for count, _ in fresh) == NUM_CLASSES
@@ -148,11 +114,9 @@ def test_fresh_shards_are_parts_of_one_mixture(size: int, answers: dict[int, lis
 
 
 @pytest.fixture
-def saved(answers: dict[int, list[list[dict[str, Any]]]], tmp_path: Path) -> Path:
+def saved(answers: dict[int, list[list[Answer]]], root: Path, tmp_path: Path) -> Path:
     """A copy of the shards that four ranks saved of the last case."""
-    folder = tmp_path / "shards"
-    shutil.copytree(answers[0][0][0]["root"] / "4" / "case5", folder)
-    return folder
+    return shutil.copytree(root / "4" / "case5", tmp_path / "shards")
 
 
 def test_a_whole_mixture_is_put_together_from_shards(saved: Path) -> None:
@@ -163,9 +127,11 @@ def test_a_whole_mixture_is_put_together_from_shards(saved: Path) -> None:
     assert torch.equal(back(features), mixture(features))
 
 
-def test_shards_are_read_by_another_number_of_processes(answers: dict[int, list[list[dict[str, Any]]]]) -> None:
-    means = torch.cat([rank[0]["from four"] for rank in answers[2]])
-    assert torch.equal(means, whole(CASES[0], 0)[0].means)
+@pytest.mark.parametrize("size", [2, 3, 4])
+def test_shards_are_read_by_any_number_of_processes(size: int, saved: Path) -> None:
+    shards = [load_shard(saved, Devices(rank=rank, size=size)).state_dict() for rank in range(size)]
+    for name, values in whole(CASES[5], 5)[0].state_dict().items():
+        assert torch.equal(torch.cat([shard[name] for shard in shards]), values), name
 
 
 def test_a_missing_shard_is_named(saved: Path) -> None:
@@ -180,9 +146,8 @@ def test_a_damaged_shard_is_named(saved: Path) -> None:
         load_mixture(saved)
 
 
-def test_a_shard_of_another_time_is_named(saved: Path, answers: dict[int, list[list[dict[str, Any]]]]) -> None:
-    other = answers[0][0][0]["root"] / "4" / "case4" / shard_name(3, 4)
-    shutil.copy(other, saved)
+def test_a_shard_of_another_time_is_named(saved: Path, root: Path) -> None:
+    shutil.copy(root / "4" / "case4" / shard_name(3, 4), saved)
     with pytest.raises(CheckpointError, match=r"mixture-00004-of-00004\.safetensors: its prior is learned"):
         load_mixture(saved)
 
@@ -196,11 +161,8 @@ def test_two_sets_of_shards_and_none_are_refused(saved: Path, tmp_path: Path) ->
 
 
 def test_what_does_not_fit_says_so(one_process: None) -> None:
-    from model.errors import ConfigurationError
-    from model.sharded import MixtureShard, ShardedLGMLoss
-
-    shard = MixtureShard.new(5, 3)
-    criterion = ShardedLGMLoss(shard)
+    shard = GaussianMixture(5, 3, peers=Devices.of())
+    criterion = LGMLoss(shard)
     for features, labels, said in [
         (torch.zeros(2, 4), torch.tensor([0, 1]), r"features must be \(n >= 1, 3\)"),
         (torch.zeros(2, 3), torch.tensor([0, 5]), r"labels must lie in \[0, 5\), got 0 to 5"),
@@ -210,7 +172,27 @@ def test_what_does_not_fit_says_so(one_process: None) -> None:
         with pytest.raises(ConfigurationError, match=said):
             criterion(features, labels)
     with pytest.raises(ConfigurationError, match="block_size must be at least 1"):
-        ShardedLGMLoss(shard, block_size=0)
+        LGMLoss(shard, block_size=0)
+
+
+def test_what_needs_all_classes_and_more_processes_than_classes_are_refused() -> None:
+    second = GaussianMixture(5, 3, peers=Devices(rank=1, size=2))
+    with pytest.raises(ConfigurationError, match="the log joint of 5 classes, of which 2 are here"):
+        second(torch.zeros(1, 3))
+    with pytest.raises(ConfigurationError, match="num_classes must be at least the 6 processes, got 5"):
+        GaussianMixture(5, 3, peers=Devices(rank=1, size=6))
+
+
+def test_shards_are_set_to_data_as_the_whole_is() -> None:
+    mixture = GaussianMixture(5, 3, variance="diagonal", prior="counts")
+    parts = [mixture.shard(Devices(rank=rank, size=2)) for rank in range(2)]
+    features, labels = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)), torch.arange(20) % 4
+    for one in (mixture, *parts):
+        one.set_means(features, labels)
+        one.set_variances(features, labels)
+        one.set_priors(torch.bincount(labels, minlength=5))
+    for name, values in mixture.state_dict().items():
+        assert torch.equal(torch.cat([part.state_dict()[name] for part in parts]), values), name
 
 
 @pytest.fixture

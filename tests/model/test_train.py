@@ -8,18 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
-from model.config import Config, parse_config
 from model.data import ImageSet, Splits, load_splits, to_unit
+from model.epoch import accuracy
 from model.errors import CheckpointError, ConfigurationError
 from model.images import ImageFormat
-from model.train import accuracy, check_fit, select_device, train
+from model.train import check_fit, select_device, train
 from model.training_log import RunLog, Silent
+from tests.model.small_runs import assert_same_weights, tiny, write_images
 
 RAMP = {"policy": "linear", "start": 0.0, "stop": 0.5, "epochs": 2}
 
@@ -38,45 +38,17 @@ class Told(RunLog):
 
 torch.set_num_threads(int(sys.argv[3]))
 with Told(Path(sys.argv[2])) as log:
-    train(load_config(Path(sys.argv[1])), Path(sys.argv[2]), log)
+    train(load_config(Path(sys.argv[1]), sys.argv[4:]), Path(sys.argv[2]), log)
 """
 
-TOML = """
-name = "killed"
-[data]
-name = "digits"
-[network]
-backbone = "small28"
-width = 4
-num_features = 8
-[mixture]
-variance = "diagonal"
-prior = "learned"
-[loss]
-alpha = { policy = "linear", start = 0.0, stop = 0.5, epochs = 2 }
-lambda = { policy = "add-up", start = 0.0, gamma = 0.01, every = 7, maximum = 0.1 }
-[augmentation]
-rotation = 5.0
-translation = 0.1
-pad = 1
-[training]
-epochs = 3
-batch_size = 64
-"""
-
-
-def tiny(**changes: Any) -> Config:
-    """Two epochs of twenty steps on digits: half a second."""
-    values: dict[str, Any] = {
-        "name": "tiny",
-        "data": {"name": "digits"},
-        "network": {"backbone": "small28", "width": 4, "num_features": 8},
-        "optimizer": {"learning_rate": 0.02},
-        "training": {"epochs": 2, "batch_size": 64},
-    }
-    for table, entries in changes.items():
-        values[table] = {**values.get(table, {}), **entries}
-    return parse_config(values)
+KILLED = (
+    "mixture.variance=diagonal",
+    "mixture.prior=learned",
+    "loss.alpha={policy = 'linear', start = 0.0, stop = 0.5, epochs = 2}",
+    "loss.lambda={policy = 'add-up', start = 0.0, gamma = 0.01, every = 7, maximum = 0.1}",
+    "augmentation={rotation = 5.0, translation = 0.1, pad = 1}",
+    "training.epochs=3",
+)
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -86,12 +58,6 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 def unfinished(checkpoint: Checkpoint, epoch: int = 1) -> Checkpoint:
     return replace(checkpoint, epoch=epoch, history=checkpoint.history[:epoch], test_accuracy=None)
-
-
-def assert_same_weights(first: Checkpoint, second: Checkpoint) -> None:
-    assert first.network.keys() == second.network.keys()
-    for name, values in first.network.items():
-        assert torch.equal(values, second.network[name]), name
 
 
 def test_digits_are_learned(digits_checkpoint: Checkpoint) -> None:
@@ -153,10 +119,9 @@ def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
     assert first.history[0]["loss"] != second.history[0]["loss"]
 
 
-def test_a_killed_run_resumes_to_the_same_end_bit_for_bit(tmp_path: Path) -> None:
-    toml, killed, whole = tmp_path / "killed.toml", tmp_path / "killed", tmp_path / "whole"
-    toml.write_text(TOML)
-    arguments = [sys.executable, "-c", CHILD, str(toml), str(killed), str(torch.get_num_threads())]
+def test_a_killed_run_resumes_to_the_same_end_bit_for_bit(toml: Path, tmp_path: Path) -> None:
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    arguments = [sys.executable, "-c", CHILD, str(toml), str(killed), str(torch.get_num_threads()), *KILLED]
     with subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
         assert process.stderr is not None
         told = []
@@ -204,16 +169,11 @@ def test_a_damaged_checkpoint_is_not_trained_over(tmp_path: Path) -> None:
 
 
 def test_a_run_is_not_resumed_on_other_images(tmp_path: Path) -> None:
-    generator = np.random.default_rng(0)
-    for name in ("cat", "dog"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for index in range(12):
-            pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{index}.png")
-    config = tiny(data={"name": "image-folder", "directory": str(tmp_path / "data"), "calibration_fraction": 0.25})
+    images = write_images(tmp_path / "data", cat=12, dog=12)
+    config = tiny(data={"name": "image-folder", "directory": str(images), "calibration_fraction": 0.25})
     finished = train(config, tmp_path / "run", Silent())
     save_checkpoint(unfinished(finished), tmp_path / "run" / FILE_NAME)
-    Image.new("L", (8, 8), 7).save(tmp_path / "data" / "cat" / "0.png")
+    Image.new("L", (8, 8), 7).save(images / "cat" / "0.png")
     with pytest.raises(CheckpointError, match=r"was trained on other (train|calibration|test) images"):
         train(config, tmp_path / "run", Silent())
 
@@ -272,14 +232,9 @@ def test_means_from_data_start_at_the_features(tmp_path: Path) -> None:
 
 def test_means_from_data_take_a_set_that_leaves_one_image_over(tmp_path: Path) -> None:
     """513 images in chunks of 512 would leave one, of which batch normalisation has no variance."""
-    generator = np.random.default_rng(0)
-    for name, count in (("cat", 384), ("dog", 471)):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        for index in range(count):
-            pixels = generator.integers(0, 256, (8, 8), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{index}.png")
+    images = write_images(tmp_path / "data", cat=384, dog=471)
     config = tiny(
-        data={"name": "image-folder", "directory": str(tmp_path / "data"), "calibration_fraction": 0.25},
+        data={"name": "image-folder", "directory": str(images), "calibration_fraction": 0.25},
         network={"backbone": "small32"},
         mixture={"means_from_data": True},
         training={"epochs": 1},

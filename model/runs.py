@@ -1,0 +1,76 @@
+"""How a training run begins: what its folder holds, and what all its processes must agree on."""
+
+from pathlib import Path
+from typing import Any
+
+from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
+from model.config import Config, dump_config
+from model.data import Splits
+from model.devices import Devices
+from model.errors import CheckpointError, ConfigurationError
+
+
+def previous_checkpoint(config: Config, output: Path, devices: Devices) -> Checkpoint | None:
+    """That of the same run, if it was begun.
+
+    Raises ConfigurationError, CheckpointError for anything else there, and where the processes differ.
+    """
+    if config.mixture.sharded and devices.alone:
+        raise ConfigurationError("mixture.sharded needs several processes: lgm train --devices N, or torchrun")
+    devices.agree(_flat(dump_config(config)))
+    previous = _found(config, output)
+    devices.agree({"the number of epochs in the run's checkpoint": 0 if previous is None else previous.epoch})
+    return previous
+
+
+def begun(
+    previous: Checkpoint | None, config: Config, splits: Splits, output: Path, *, command: str, devices: Devices
+) -> Checkpoint:
+    """The previous checkpoint, or what is known of a run before its first epoch.
+
+    Raises CheckpointError for other images than the previous one's, ConfigurationError where the processes' differ.
+    """
+    fresh = _fresh(config, splits, command)
+    devices.agree({f"the digest of the {name} images": digest for name, digest in fresh.split_digests.items()})
+    if previous is None:
+        return fresh
+    for name, digest in fresh.split_digests.items():
+        if previous.split_digests[name] != digest:
+            raise CheckpointError(f"{output} was trained on other {name} images than those found now")
+    return previous
+
+
+def _found(config: Config, output: Path) -> Checkpoint | None:
+    if output.exists() and not output.is_dir():
+        raise ConfigurationError(f"{output} is not a folder; choose another --output")
+    if not (output / FILE_NAME).exists():
+        return None
+    previous = load_checkpoint(output)
+    if previous.config != config:
+        raise CheckpointError(f"{output} holds a run with another configuration; choose another --output")
+    return previous
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
+    """{"training.seed": 0, ...} of nested tables."""
+    flat: dict[str, object] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _fresh(config: Config, splits: Splits, command: str) -> Checkpoint:
+    parts = {"train": splits.train, "calibration": splits.calibration, "test": splits.test}
+    return Checkpoint(
+        config=config,
+        command=command,
+        class_names=splits.train.class_names,
+        image_format=splits.image_format,
+        split_digests={name: part.digest() for name, part in parts.items()},
+        trained_images=splits.train.fingerprints(),
+        epoch=0,
+        network={},
+        optimizer={},
+        loss_step=0,
+        history=[],
+    )
