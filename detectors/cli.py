@@ -146,12 +146,12 @@ def screen(
     if engine == "ray":
         if not paths or not output or data or limit:
             raise ConfigurationError("--engine ray takes paths and --output, and neither --data nor --limit")
+        from detectors.distributed.cluster import Workers
         from detectors.distributed.screening import RayOptions, screen_with_ray
 
         options = RayOptions(
             address=address,
-            actors=actors,
-            gpus_per_actor=gpus_per_actor or float(device != "cpu"),
+            workers=Workers(num=actors, gpus=gpus_per_actor or float(device != "cpu")),
             block_size=block_size,
             image_column=image_column,
             device=device,
