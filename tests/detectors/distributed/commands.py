@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-TIMEOUT = 280
+TIMEOUT = 600  # of a machine that has much else to do
 
 
 class Command(threading.Thread):

@@ -13,13 +13,13 @@ from tests.detectors.distributed.commands import Command
 from tests.detectors.evaluation.test_benchmark import without_times
 from tests.ray_cluster import RayCluster
 
-ATTACKS = ("--attacks", "fgsm,pgd,cw", "--eps", "0.1", "--adaptive", "selective-pgd", "--foreign", "noise")
-NUM_BATCHES = 20
+ATTACKS = ("--attacks", "fgsm,pgd", "--eps", "0.1", "--adaptive", "selective-pgd", "--foreign", "noise")
+LIMITS = ("--limit", 200, "--batch-size", 20)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 def evaluation(bundle: Path, output: Path, *options: str, environment: dict[str, str] = ONE_THREAD) -> Command:
-    arguments = ("evaluate", bundle, "--data", "digits", *ATTACKS, "--limit", 400, "--batch-size", 400 // NUM_BATCHES)
+    arguments = ("evaluate", bundle, "--data", "digits", *ATTACKS, *LIMITS)
     return Command(*arguments, "--output", output, *options, environment=environment)
 
 
@@ -29,13 +29,10 @@ def results_of(output: Path) -> dict[str, Any]:
 
 def files_of(output: Path) -> tuple[dict[str, bytes], list[str]]:
     """Whole parts, and the names of batches of one that is not whole."""
-    parts, batches = {}, []
-    for path in sorted((output / "parts").glob("*.safetensors")):
-        if path.name.count(".") > 1:
-            batches.append(path.name)
-        else:
-            parts[path.name] = path.read_bytes()
-    return parts, batches
+    paths = sorted((output / "parts").glob("*.safetensors"))
+    parts = {path.name: path for path in paths if path.name.count(".") == 1}
+    batches = [path.name for path in paths if f"{path.name.partition('.')[0]}.safetensors" not in parts]
+    return {name: path.read_bytes() for name, path in parts.items()}, batches
 
 
 def is_amid(output: Path) -> bool:
