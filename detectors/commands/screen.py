@@ -59,12 +59,12 @@ def screen(
     else:
         if not paths or not output or data or limit:
             raise ConfigurationError("--engine ray takes paths and --output, and neither --data nor --limit")
-        from detectors.distributed.screening import RayOptions, screen_with_ray  # only now: it needs an extra
+        from detectors.distributed.cluster import Workers  # only now: it needs an extra
+        from detectors.distributed.screening import RayOptions, screen_with_ray
 
         options = RayOptions(
             address=address,
-            actors=actors,
-            gpus_per_actor=gpus_per_actor or float(device != "cpu"),
+            workers=Workers(num=actors, gpus=gpus_per_actor or float(device != "cpu")),
             block_size=block_size,
             image_column=image_column,
             device=device,

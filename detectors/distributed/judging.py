@@ -12,6 +12,7 @@ from detectors.bulk import Counts, Row, judge_chunk
 from detectors.bundle import load_bundle
 from detectors.distributed.ledger import Ledger
 from detectors.distributed.sources import ImageBytes, read_block
+from detectors.screener import Screener
 from model.errors import BundleError, ImageError
 from model.images import decode_image
 from model.train import select_device
@@ -30,16 +31,20 @@ class Job:
     image_column: str
 
 
+def load_version(bundle: Path, version: str, device: str) -> Screener:
+    """Raises BundleError where this machine's is another version."""
+    screener = load_bundle(bundle, select_device(device))
+    if screener.version != version:
+        raise BundleError(f"{bundle} is {screener.version} on this machine, {version} was asked for")
+    return screener
+
+
 class BlockScreener:
     """A loaded bundle that judges blocks. Raises BundleError where this machine's is another version."""
 
     def __init__(self, job: Job):
         self._job = job
-        self._screener = load_bundle(job.bundle, select_device(job.device))
-        if self._screener.version != job.version:
-            raise BundleError(
-                f"{job.bundle} is {self._screener.version} on this machine, {job.version} was asked for"
-            )
+        self._screener = load_version(job.bundle, job.version, job.device)
         self._ledger = Ledger(job.output)
 
     def judge(self, number: int) -> Counts:

@@ -13,8 +13,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from model.errors import DataError
 
-# A store that does not answer must not hold a worker for the minutes that are the default.
-S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 4}}}
+# A store that does not answer must not hold a worker for the minutes that are the default: s3fs tries five times
+# whatever botocore has tried again already.
+S3_OPTIONS = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 30, "retries": {"max_attempts": 1}}}
 
 
 class StoreError(DataError):

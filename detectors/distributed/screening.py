@@ -8,27 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from detectors.bulk import Counts
-from detectors.distributed.cluster import ClusterError, Head, check_ray, connected, import_ray
+from detectors.distributed.cluster import POLL_SECONDS, RETRIES, Head, Workers, check_ray, connected, import_ray
 from detectors.distributed.judging import BlockScreener, Job
 from detectors.distributed.ledger import Ledger, Plan
 from detectors.distributed.sources import find_blocks
 from detectors.manifest import load_manifest
-from model.errors import ConfigurationError, LGMGuardError
 
 MOST_TASKS = 10_000  # Ray keeps facts of each
-RETRIES = 3  # of a block whose worker died: one that kills each of them must end the run
-POLL_SECONDS = 1.0
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RayOptions:
-    """address: of a cluster's head; without it Ray runs on this machine. actors: by default as many as find room."""
+    """address: of a cluster's head; without it Ray runs on this machine."""
 
     address: str | None = None
-    actors: int | None = None
-    gpus_per_actor: float = 0
+    workers: Workers = Workers()  # noqa: RUF009 -- frozen
     block_size: int = 4096
     image_column: str = "image"
     device: str = "cpu"
@@ -89,29 +85,19 @@ def _spread(job: Job, pending: Sequence[int], options: RayOptions) -> Iterator[C
         return
     with connected(options.address) as head:
         ray = import_ray()
-        resources = _resources(ray, options)
-        room = ray.cluster_resources().get("GPU" if options.gpus_per_actor else "CPU", 1)
-        size = options.actors or max(1, int(room / (options.gpus_per_actor or 1)))
+        resources = options.workers.resources(options.address)
         data = ray.data.from_items(
             [{"block": number} for number in pending], override_num_blocks=min(len(pending), MOST_TASKS)
         ).map_batches(
             _Actor,
             fn_constructor_args=(job,),
             batch_size=1,
-            compute=ray.data.ActorPoolStrategy(size=min(size, len(pending))),
+            compute=ray.data.ActorPoolStrategy(size=min(options.workers.count(), len(pending))),
             max_task_retries=RETRIES,
             **resources,
         )
         for row in _watched(data.iter_rows, head):
             yield Counts(**row)
-
-
-def _resources(ray: Any, options: RayOptions) -> dict[str, float]:
-    """Raises ConfigurationError where Ray, on this machine alone, would wait for a GPU for ever."""
-    wanted = options.gpus_per_actor
-    if options.address is None and wanted > ray.cluster_resources().get("GPU", 0):
-        raise ConfigurationError(f"gpus_per_actor: {wanted:g} wanted, this machine has no such GPU")
-    return {"num_cpus": 1, "num_gpus": wanted} if wanted else {"num_cpus": 1}
 
 
 def _watched(rows: Callable[[], Iterator[dict[str, Any]]], head: Head) -> Iterator[dict[str, Any]]:
@@ -136,20 +122,8 @@ def _watched(rows: Callable[[], Iterator[dict[str, Any]]], head: Head) -> Iterat
         if item is None:
             return
         if isinstance(item, BaseException):
-            raise _told(item, head) from None
+            raise head.told(item) from None
         yield item
-
-
-def _told(error: BaseException, head: Head) -> BaseException:
-    """What a worker raised of our own, found in what Ray wraps it in."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, LGMGuardError):
-            return type(found)(str(found)) if type(found) is not type(error) else found
-        found = getattr(found, "cause", None) or found.__cause__
-    if not head.is_there():
-        return ClusterError(f"the head node of the Ray cluster, {head.address}, is lost")
-    return ClusterError(f"the Ray run ended: {str(error).strip().splitlines()[-1]}")
 
 
 def _absolute(address: str) -> str:

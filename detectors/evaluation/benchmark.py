@@ -4,20 +4,22 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from detectors.evaluation import checks
 from detectors.evaluation.attack_checks import SATURATED, check_attacks
+from detectors.evaluation.batches import Batch, clean_batches, task_batches
 from detectors.evaluation.checks import Check
 from detectors.evaluation.corruptions import CORRUPTIONS
 from detectors.evaluation.inputs import Inputs, batch
-from detectors.evaluation.judging import judge, judge_clean
-from detectors.evaluation.parts import Part, load_part, open_folder, save_part, write_json
+from detectors.evaluation.judging import Engine, OneProcess, join
+from detectors.evaluation.parts import Part, block_key, discard_blocks, load_part, open_folder, save_part, write_json
 from detectors.evaluation.rows import Measured, Row, clean_figures, make_rows
 from detectors.evaluation.settings import Task, plan
 from detectors.evaluation.summaries import over_seeds, worst_cases
-from detectors.evaluation.surroundings import hardware, versions
+from detectors.evaluation.surroundings import bundle_facts, versions
 from detectors.evaluation.watcher import Watcher
 
 SCHEMA_VERSION = 1
@@ -26,10 +28,11 @@ NUM_CHECKED = 256
 
 
 class Evaluation:
-    """One run in one folder: `run` it, then it holds what was measured."""
+    """One run in one folder: `run` it, then it holds what was measured. engine: by default this process."""
 
-    def __init__(self, inputs: Inputs, output: Path, watcher: Watcher, *, command: str):
+    def __init__(self, inputs: Inputs, output: Path, watcher: Watcher, *, command: str, engine: Engine | None = None):
         self._inputs = inputs
+        self._engine = engine or OneProcess(inputs.screener)
         self._output = output
         self._watcher = watcher
         self._command = command
@@ -66,13 +69,7 @@ class Evaluation:
     def _measure_clean(self) -> None:
         for seed, sample in self._samples.items():
             self._watcher.begin(f"clean, seed {seed}")
-            part = load_part(self._output, f"clean-seed{seed}")
-            if part is None:
-                part = judge_clean(self._inputs, sample, self._watcher.advance)
-                save_part(self._output, f"clean-seed{seed}", part)
-            else:
-                self._watcher.advance(len(sample))
-            self.clean[seed] = part
+            self.clean[seed] = self._judged(f"clean-seed{seed}", None, clean_batches(self._inputs, sample))
 
     def _measure(self, tasks: list[Task]) -> Iterator[Measured]:
         """Every task, and where asked the larger budgets of an attack that has not won yet."""
@@ -98,18 +95,39 @@ class Evaluation:
     def _finish(self, task: Task) -> Measured:
         """One task, from disk if it was finished before."""
         self._watcher.begin(f"{task.title}{'' if task.eps is None else f' {task.eps:g}'}, seed {task.seed}")
-        part = load_part(self._output, task.key)
-        sample, clean = self._samples[task.seed], self.clean[task.seed]
-        if part is None:
-            part = judge(self._inputs, task, sample, clean, lambda count: self._watcher.advance(count * task.cost))
-            save_part(self._output, task.key, part)
-        else:
-            self._watcher.advance(self._cost(task))
+        clean = self.clean[task.seed]
+        batches = task_batches(self._inputs, task, self._samples[task.seed], clean)
+        part = self._judged(task.key, task, batches)
         keeps = None
         if task.group == "corruption":
             keeps = bool(CORRUPTIONS[task.name].keeps_class[(task.severity or 1) - 1])
         self.measured.append(Measured(task=task, part=part, clean=clean, keeps_class=keeps))
         return self.measured[-1]
+
+    def _judged(self, key: str, task: Task | None, batches: Iterator[Batch]) -> Part:
+        part = load_part(self._output, key)
+        if part is None:
+            part = join(self._blocks(key, task, batches))
+            save_part(self._output, key, part)
+        else:
+            self._count(part, task)
+        discard_blocks(self._output, key)
+        return part
+
+    def _blocks(self, key: str, task: Task | None, batches: Iterator[Batch]) -> Iterator[Part]:
+        """A part for each batch: from disk as far as a run that was killed has come, then judged and kept."""
+        num_kept = 0
+        while (part := load_part(self._output, block_key(key, num_kept))) is not None:
+            num_kept += 1
+            self._count(part, task)
+            yield part
+        for index, part in enumerate(self._engine.judge(task, islice(batches, num_kept, None)), start=num_kept):
+            save_part(self._output, block_key(key, index), part)
+            self._count(part, task)
+            yield part
+
+    def _count(self, part: Part, task: Task | None) -> None:
+        self._watcher.advance(len(part.labels) * (task.cost if task else 1))
 
     def _tell(self, measured: Measured) -> list[Row]:
         rows = make_rows(measured, promise=self._promise)
@@ -143,7 +161,7 @@ class Evaluation:
         return {
             "schema_version": SCHEMA_VERSION,
             "command": self._command,
-            "bundle": _bundle_facts(inputs),
+            "bundle": bundle_facts(inputs),
             "data": {
                 "name": inputs.settings.data,
                 "num_test": len(inputs.test),
@@ -159,7 +177,7 @@ class Evaluation:
             "over_seeds": over_seeds(rows),
             "timing": self._timing(),
             "versions": versions(),
-            "hardware": hardware(inputs.screener.device),
+            "hardware": self._engine.hardware(),
         }
 
     def _timing(self) -> dict[str, Any]:
@@ -171,19 +189,3 @@ class Evaluation:
             "attack_seconds": attacking,
             "ratio": total / attacking if attacking else None,
         }
-
-
-def _bundle_facts(inputs: Inputs) -> dict[str, Any]:
-    manifest = inputs.manifest
-    return {
-        "path": str(inputs.bundle),
-        "name": manifest.name,
-        "version": manifest.version,
-        "labels": list(manifest.labels),
-        "image_shape": list(manifest.image_shape),
-        "detectors": list(manifest.detectors),
-        "fused": list(manifest.fused),
-        "false_alarm_rate": manifest.false_alarm_rate,
-        "calibration_sizes": manifest.calibration_sizes,
-        "measured_accuracy": manifest.measured.get("accuracy"),
-    }

@@ -12,12 +12,14 @@ from detectors.evaluation.benchmark import Evaluation
 from detectors.evaluation.compare import compare as compare_results
 from detectors.evaluation.compare import load_results
 from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
-from detectors.evaluation.inputs import load_inputs
+from detectors.evaluation.inputs import Inputs, load_inputs
+from detectors.evaluation.judging import Engine, OneProcess
 from detectors.evaluation.parts import check_folder, write_json, write_text
 from detectors.evaluation.report import write_report
 from detectors.evaluation.settings import EvaluationError, Settings
 from detectors.evaluation.table import LiveTable, build_table, checks_table, output_console, worth_telling
 from detectors.evaluation.verdict import plain_words
+from model.errors import ConfigurationError
 from model.train import select_device
 
 REPORT = "report.html"
@@ -50,6 +52,21 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(help="Images attacked at once; bounds memory.")] = 128,
     seeds: Annotated[str, typer.Option(help="Each draws its own images and random starts.")] = "0",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    engine: Annotated[
+        str, typer.Option(help="process: this one. ray: many, on many machines; both go on with the same folder.")
+    ] = "process",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_ADDRESS", help="ray: HOST:PORT of a cluster, or auto; by default this machine alone."
+        ),
+    ] = None,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="ray: batches at once; by default one a processor or GPU.")
+    ] = None,
+    gpus_per_actor: Annotated[
+        float, typer.Option(min=0, help="ray: of each worker, as 0.5; needs --device cuda.")
+    ] = 0,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Set two runs' folders or results.json side by side.")
     ] = None,
@@ -87,15 +104,27 @@ def evaluate(
         batch_size=batch_size,
         seeds=_integers("seeds", seeds),
     )
-    _evaluate(bundle, settings, output, data_dir=data_dir, device=device)
-
-
-def _evaluate(bundle: Path, settings: Settings, output: Path, *, data_dir: Path | None, device: str) -> None:
-    inputs = load_inputs(bundle, settings, data_dir=data_dir, device=select_device(device))
+    if engine not in {"process", "ray"}:
+        raise ConfigurationError(f"engine: {engine!r} is not known; use process or ray")
+    here = "cpu" if engine == "ray" else device  # whoever spreads the work may have no GPU
+    inputs = load_inputs(bundle, settings, data_dir=data_dir, device=select_device(here))
     check_folder(output, settings.fingerprint(*inputs.facts))
+    if engine == "process":
+        _evaluate(inputs, output, OneProcess(inputs.screener))
+        return
+    from detectors.distributed.cluster import Workers
+    from detectors.distributed.evaluating import Attacked, ray_engine
+
+    attacked = Attacked(bundle=bundle.resolve(), version=inputs.manifest.version, device=device)
+    workers = Workers(num=actors, gpus=gpus_per_actor or float(device != "cpu"))
+    with ray_engine(attacked, address, workers) as spread:
+        _evaluate(inputs, output, spread)
+
+
+def _evaluate(inputs: Inputs, output: Path, engine: Engine) -> None:
     command = shlex.join(["lgm", *sys.argv[1:]])
     with LiveTable() as watcher:
-        evaluation = Evaluation(inputs, output, watcher, command=command)
+        evaluation = Evaluation(inputs, output, watcher, command=command, engine=engine)
         results = evaluation.run()
     write_text(output / REPORT, write_report(results, evaluation.measured))
     console = output_console()

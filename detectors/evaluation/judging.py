@@ -1,7 +1,12 @@
-"""Judging a task's images batch by batch: make them, screen them once, keep what figures need."""
+"""Judging a task's images batch by batch: make them, screen them once, keep what figures need.
+
+What comes of a batch depends on nothing but the batch: whoever judges it and when, the joined part is the same.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -9,43 +14,95 @@ from torch import Tensor
 
 from detectors.evaluation.adaptive import run_adaptive
 from detectors.evaluation.attacks import run_attack
+from detectors.evaluation.batches import Batch
 from detectors.evaluation.corruptions import corrupt
-from detectors.evaluation.inputs import Inputs, batch
 from detectors.evaluation.parts import FUSED, Part
 from detectors.evaluation.settings import Task
+from detectors.evaluation.surroundings import hardware
 from detectors.screener import Screener, Verdicts
-from model.data import ImageSet
+from model.data import to_unit
 
 NUM_MISSES = 6
-Advance = Callable[[int], None]
 Say = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def judge_clean(inputs: Inputs, sample: ImageSet, advance: Advance) -> Part:
-    """Judge the test images themselves."""
-    tally = _Tally(inputs, tuple(sample.images.shape[1:]))
-    for start in range(0, len(sample), inputs.settings.batch_size):
-        clean = batch(sample.images, start, inputs.settings.batch_size)
-        tally.add(clean, clean, sample.labels[start : start + len(clean)], time.perf_counter(), None)
-        advance(len(clean))
-    return tally.part()
+@runtime_checkable
+class Engine(Protocol):
+    """Whoever judges batches: this process, or many."""
+
+    def judge(self, task: Task | None, batches: Iterable[Batch]) -> Iterator[Part]:
+        """A part for each batch, in their order; clean images where there is no task."""
+        ...
+
+    def hardware(self) -> dict[str, Any]:
+        """Where it judges."""
+        ...
 
 
-def judge(inputs: Inputs, task: Task, sample: ImageSet, clean: Part, advance: Advance) -> Part:
-    """Attack or corrupt the test images, or take the foreign ones, and judge them. -1 labels what has no class."""
-    images = inputs.images_of(task, sample)
-    foreign = task.group == "foreign"
-    labels = torch.full((len(images),), -1) if foreign else sample.labels
-    was_right = np.zeros(len(images), dtype=bool) if foreign else clean.right
-    tally = _Tally(inputs, tuple(images.shape[1:]))
-    size = inputs.settings.batch_size
-    for index, start in enumerate(range(0, len(images), size)):
-        originals, batch_labels = batch(images, start, size), labels[start : start + size]
-        began = time.perf_counter()
-        made = make(inputs.screener, task, originals, batch_labels, index)
-        tally.add(originals, made, batch_labels, began, was_right[start : start + size])
-        advance(len(made))
-    return tally.part()
+class OneProcess:
+    """This process, one batch after the other."""
+
+    def __init__(self, screener: Screener):
+        self._screener = screener
+
+    def judge(self, task: Task | None, batches: Iterable[Batch]) -> Iterator[Part]:
+        return (judge_batch(self._screener, task, batch) for batch in batches)
+
+    def hardware(self) -> dict[str, Any]:
+        return hardware(self._screener.device)
+
+
+def judge_batch(screener: Screener, task: Task | None, batch: Batch) -> Part:
+    """Attack or corrupt a batch and judge what comes of it; without a task, judge it as it is."""
+    originals = to_unit(batch.images)
+    began = time.perf_counter()
+    made = originals if task is None else make(screener, task, originals, batch.labels, batch.index)
+    attacked = time.perf_counter()
+    verdicts = screener.screen(made)
+    said = say(verdicts)  # copies to the host: the clock stops when all is done
+    ended = time.perf_counter()
+    predictions, labels = _array(verdicts.class_index), batch.labels.numpy()
+    missed = np.zeros(len(labels), dtype=bool)
+    if batch.was_right is not None:
+        missed = batch.was_right & (labels != predictions) & ~_array(verdicts.flagged)
+    rows = _best(np.where(missed, said[FUSED][1], -1))[: int(missed.sum())]
+    made = made.detach().cpu()
+    return Part(
+        labels=labels,
+        predictions=predictions,
+        scores={name: values[0] for name, values in said.items()},
+        p_values={name: values[1] for name, values in said.items()},
+        seconds=ended - began,
+        attack_seconds=attacked - began,
+        perturbation={} if task is None else _sizes(made - originals),
+        misses=torch.stack([originals[rows], made[rows]], 1).numpy(),
+        miss_facts=np.stack([labels[rows], predictions[rows], said[FUSED][1][rows]], 1).astype(np.float64),
+    )
+
+
+def join(parts: Iterable[Part]) -> Part:
+    """One part of a task's batches, in their order. Memory grows by a few numbers an image, and by no image."""
+    lean: list[Part] = []
+    nothing = np.zeros(0)
+    misses = facts = nothing
+    for part in parts:
+        misses, facts = (part.misses, part.miss_facts) if not lean else _better(misses, facts, part)
+        lean.append(replace(part, misses=nothing, miss_facts=nothing))
+    counts = [len(part.labels) for part in lean]
+    return Part(
+        labels=np.concatenate([part.labels for part in lean]),
+        predictions=np.concatenate([part.predictions for part in lean]),
+        scores={name: np.concatenate([part.scores[name] for part in lean]) for name in lean[0].scores},
+        p_values={name: np.concatenate([part.p_values[name] for part in lean]) for name in lean[0].p_values},
+        seconds=sum(part.seconds for part in lean),
+        attack_seconds=sum(part.attack_seconds for part in lean),
+        perturbation={
+            name: float(np.average([part.perturbation[name] for part in lean], weights=counts))
+            for name in lean[0].perturbation
+        },
+        misses=misses,
+        miss_facts=facts,
+    )
 
 
 def make(screener: Screener, task: Task, images: Tensor, labels: Tensor, index: int) -> Tensor:
@@ -88,63 +145,20 @@ def say(verdicts: Verdicts) -> Say:
     return {**said, FUSED: (_array(verdicts.suspicion), _array(verdicts.p_value))}
 
 
-class _Tally:
-    """What is kept of the batches: memory grows by a few numbers an image, and by no image."""
+def _sizes(change: Tensor) -> dict[str, float]:
+    rows = change.flatten(1)
+    return {"linf": float(rows.abs().amax(1).double().mean()), "l2": float(rows.norm(dim=1).double().mean())}
 
-    def __init__(self, inputs: Inputs, shape: tuple[int, ...]):
-        self._screener = inputs.screener
-        self._rows: list[tuple[np.ndarray, np.ndarray, Say]] = []
-        self._seconds = self._attack_seconds = 0.0
-        self._sizes: list[Tensor] = []
-        self._misses = np.zeros((0, 2, *shape), dtype=np.float32)
-        self._facts = np.zeros((0, 3))
 
-    def add(
-        self, originals: Tensor, made: Tensor, labels: Tensor, began: float, was_right: np.ndarray | None
-    ) -> None:
-        """Judge a batch that was begun then; misses are looked for where it is told what was right before."""
-        attacked = time.perf_counter()
-        verdicts = self._screener.screen(made)
-        said = say(verdicts)  # copies to the host: the clock stops when all is done
-        self._seconds += time.perf_counter() - began
-        self._attack_seconds += attacked - began
-        self._rows.append((labels.numpy(), _array(verdicts.class_index), said))
-        if was_right is not None:
-            change = (made.detach().cpu() - originals).flatten(1)
-            self._sizes.append(torch.stack([change.abs().amax(1), change.norm(dim=1)], 1))
-            flagged = _array(verdicts.flagged)
-            self._keep(originals, made, was_right & (self._rows[-1][0] != self._rows[-1][1]) & ~flagged)
+def _better(misses: np.ndarray, facts: np.ndarray, part: Part) -> tuple[np.ndarray, np.ndarray]:
+    """The misses of highest p-value: wrong, not flagged, and least suspicious."""
+    misses, facts = np.concatenate([misses, part.misses]), np.concatenate([facts, part.miss_facts])
+    rows = _best(facts[:, 2])
+    return misses[rows], facts[rows]
 
-    def part(self) -> Part:
-        """All batches so far."""
-        labels, predictions = (np.concatenate([row[place] for row in self._rows]) for place in (0, 1))
-        columns = {
-            name: tuple(np.concatenate([row[2][name][place] for row in self._rows]) for place in (0, 1))
-            for name in self._rows[0][2]
-        }
-        sizes = torch.cat(self._sizes).double().mean(0).tolist() if self._sizes else []
-        return Part(
-            labels=labels,
-            predictions=predictions,
-            scores={name: values[0] for name, values in columns.items()},
-            p_values={name: values[1] for name, values in columns.items()},
-            seconds=self._seconds,
-            attack_seconds=self._attack_seconds,
-            perturbation=dict(zip(("linf", "l2"), sizes, strict=False)),
-            misses=self._misses,
-            miss_facts=self._facts,
-        )
 
-    def _keep(self, originals: Tensor, made: Tensor, missed: np.ndarray) -> None:
-        """The misses of highest p-value: wrong, not flagged, and least suspicious."""
-        labels, predictions, said = self._rows[-1]
-        rows = np.flatnonzero(missed)
-        rows = rows[np.argsort(-said[FUSED][1][rows], kind="stable")][:NUM_MISSES]
-        pairs = torch.stack([originals[rows], made.detach().cpu()[rows]], 1).numpy()
-        facts = np.stack([labels[rows], predictions[rows], said[FUSED][1][rows]], 1)
-        misses, all_facts = np.concatenate([self._misses, pairs]), np.concatenate([self._facts, facts])
-        best = np.argsort(-all_facts[:, 2], kind="stable")[:NUM_MISSES]
-        self._misses, self._facts = misses[best], all_facts[best]
+def _best(p_values: np.ndarray) -> np.ndarray:
+    return np.argsort(-p_values, kind="stable")[:NUM_MISSES]
 
 
 def _array(values: Tensor) -> np.ndarray:

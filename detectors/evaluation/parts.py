@@ -119,6 +119,17 @@ def load_part(output: Path, key: str) -> Part | None:
         return None
 
 
+def block_key(key: str, index: int) -> str:
+    """A part's index-th batch, kept until the part is whole."""
+    return f"{key}.{index:06}"
+
+
+def discard_blocks(output: Path, key: str) -> None:
+    """The part is written: its batches are not needed any more."""
+    for path in (output / FOLDER).glob(f"{key}.*.safetensors"):
+        path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all; a figure that is not a number is a mistake and raises ValueError."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")

@@ -188,7 +188,8 @@ def products(left: Tensor, right: Tensor, num_columns: int) -> Tensor:
     if left.shape[1] == num_columns:
         return left * right
     if left is right:
-        return torch.linalg.vector_norm(left, dim=1, keepdim=True).square_()  # half of vecdot's time
+        norms: Tensor = torch.linalg.vector_norm(left, dim=1, keepdim=True)
+        return norms.square_()  # in half of vecdot's time
     sums = left.new_empty(len(left))
     torch.linalg.vecdot(left, right, out=sums)
     return sums.unsqueeze(1)

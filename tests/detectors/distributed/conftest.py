@@ -1,3 +1,6 @@
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -29,3 +32,10 @@ def bucket(s3: str, request: pytest.FixtureRequest) -> str:
     name = f"b{abs(hash(request.node.nodeid))}"
     boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=name)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="lgm-ray-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)

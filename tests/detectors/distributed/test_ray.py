@@ -2,13 +2,7 @@
 
 import os
 import re
-import shutil
 import signal
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -24,9 +18,9 @@ from detectors.distributed.cluster import ClusterError
 from model.checkpoint import Checkpoint
 from model.data import load_splits
 from model.errors import ConfigurationError
+from tests.detectors.distributed.commands import Command
 from tests.ray_cluster import RayCluster
 
-TIMEOUT = 280
 BLOCK = 8
 NUM_IMAGES = 240
 
@@ -41,47 +35,13 @@ def images(digits_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFacto
     return path
 
 
-@pytest.fixture
-def short_folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="lgm-ray-", dir="/tmp"))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+def screening(bundle: Path, inputs: Path, output: Path, *options: str, environment: dict[str, str]) -> Command:
+    arguments = ("screen", bundle, inputs, "--engine", "ray", "--output", output, "--block-size", BLOCK, *options)
+    return Command(*arguments, environment=environment)
 
 
-class Screening(threading.Thread):
-    """The command in a process group of its own, and what it has said."""
-
-    def __init__(self, bundle: Path, inputs: Path, output: Path, *options: str, environment: dict[str, str]):
-        super().__init__()
-        command = [
-            *(str(Path(sys.executable).with_name("lgm")), "screen", str(bundle), str(inputs), "--engine", "ray"),
-            *("--output", str(output), "--block-size", str(BLOCK), *options),
-        ]
-        self._output = output
-        self.process = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        self.said = ""
-        self.start()
-
-    def run(self) -> None:
-        self.said = self.process.communicate()[0]
-
-    def await_parts(self, count: int) -> None:
-        """Until so many blocks are written, or it has ended."""
-        while len(list(self._output.glob("part-*"))) < count and self.process.poll() is None:
-            threading.Event().wait(0.005)
-        assert self.process.poll() is None, "it ended too early to be killed"
-
-    def end(self) -> int:
-        self.join(TIMEOUT)
-        assert not self.is_alive(), "it does not end"
-        return self.process.wait()
+def num_parts(output: Path) -> int:
+    return len(list(output.glob("part-*")))
 
 
 def test_without_ray_the_extra_is_named(
@@ -138,14 +98,14 @@ def test_a_killed_run_goes_on_and_equals_one_process_row_by_row(
     cluster = RayCluster(short_folder)
     try:
         options = ("--address", cluster.address)
-        killed = Screening(digits_bundle, images, output, *options, environment=cluster.environment)
-        killed.await_parts(3)
+        killed = screening(digits_bundle, images, output, *options, environment=cluster.environment)
+        killed.reaches(lambda: num_parts(output) >= 3)
         os.killpg(killed.process.pid, signal.SIGKILL)
         assert killed.end() == -signal.SIGKILL
         before = {path.name: path.stat().st_mtime_ns for path in output.glob("part-*")}
         assert 3 <= len(before) < NUM_IMAGES // BLOCK
         assert not (output / "_summary.json").exists()
-        again = Screening(digits_bundle, images, output, *options, environment=cluster.environment)
+        again = screening(digits_bundle, images, output, *options, environment=cluster.environment)
         assert again.end() == 0, again.said
         assert re.search(r"240 images, \d+ flagged, 1 could not be read", again.said), again.said
     finally:
@@ -168,20 +128,20 @@ def test_a_lost_head_node_ends_the_run_with_a_word_and_what_is_done_stays(
     output = tmp_path / "out"
     cluster = RayCluster(short_folder)
     options = ("--address", cluster.address)
-    run = Screening(digits_bundle, images, output, *options, environment=cluster.environment)
+    run = screening(digits_bundle, images, output, *options, environment=cluster.environment)
     try:
-        run.await_parts(2)
+        run.reaches(lambda: num_parts(output) >= 2)
     finally:
         cluster.kill()
     assert run.end() == 2, run.said
     assert f"the head node of the Ray cluster, {cluster.address}, is lost" in run.said
-    assert 2 <= len(list(output.glob("part-*"))) < NUM_IMAGES // BLOCK
+    assert 2 <= num_parts(output) < NUM_IMAGES // BLOCK
 
 
 @pytest.mark.slow
 def test_without_an_address_ray_runs_here_and_ends_with_the_command(images: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    run = Screening(SHIPPED_BUNDLE, images, tmp_path / "out", environment=environment)
+    run = screening(SHIPPED_BUNDLE, images, tmp_path / "out", environment=environment)
     assert run.end() == 0, run.said
     errors = {row["error"] for row in parquet.read_table(tmp_path / "out").to_pylist()}
     assert any("this model takes 28 x 28" in error for error in errors)

@@ -3,7 +3,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +17,10 @@ from sklearn.metrics import roc_auc_score
 
 from detectors import SHIPPED_BUNDLE, Screener
 from detectors.evaluation.attacks import AttackError
+from detectors.evaluation.batches import Batch
 from detectors.evaluation.benchmark import RESULTS, Evaluation
 from detectors.evaluation.inputs import load_inputs
-from detectors.evaluation.judging import make
+from detectors.evaluation.judging import OneProcess, join, make
 from detectors.evaluation.parts import FOLDER, Part, check_folder, load_part, save_part, write_json
 from detectors.evaluation.rows import Measured, make_rows
 from detectors.evaluation.settings import EvaluationError, Settings, Task, plan
@@ -214,19 +215,59 @@ def test_each_seed_draws_its_own_images_and_is_a_row_of_its_own(digits_bundle: P
     assert len(inputs.sample(0)) == 40
 
 
+class Counting(OneProcess):
+    """Knows which batches it has judged."""
+
+    def __init__(self, screener: Screener):
+        super().__init__(screener)
+        self.judged: list[tuple[str | None, float | None, int]] = []
+
+    def judge(self, task: Task | None, batches: Iterable[Batch]) -> Iterator[Part]:
+        def counted() -> Iterator[Batch]:
+            for batch in batches:
+                self.judged.append((task and task.name, task and task.eps, batch.index))
+                yield batch
+
+        return super().judge(task, counted())
+
+
 def test_a_run_killed_in_the_middle_goes_on_and_ends_with_the_same_rows(digits_bundle: Path, tmp_path: Path) -> None:
     whole = run(digits_bundle, SMALL, tmp_path / "whole")
     output = tmp_path / "killed"
     script = [sys.executable, "-c", KILLED_IN_THE_SECOND_TASK, str(digits_bundle), str(output), repr(SMALL)]
     killed = subprocess.run(script, capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    parts = {path.name: path.read_bytes() for path in (output / FOLDER).iterdir()}
-    assert len(parts) == 2  # the clean images and the first task
+    files = {path.name: path.read_bytes() for path in (output / FOLDER).iterdir()}
+    parts = {name: content for name, content in files.items() if not name.endswith(".000000.safetensors")}
+    assert (len(files), len(parts)) == (3, 2)  # the clean images, the first task, a batch of the second
     assert not (output / RESULTS).exists()
-    resumed = run(digits_bundle, SMALL, output)
+    inputs = load_inputs(digits_bundle, SMALL)
+    engine = Counting(inputs.screener)
+    resumed = Evaluation(inputs, output, Silent(), command="lgm evaluate", engine=engine).run()
+    assert engine.judged == [("fgsm", 0.3, 1), *(("pgd", eps, index) for eps in (0.1, 0.3) for index in (0, 1))]
     assert without_times(resumed["rows"]) == without_times(whole["rows"])
     assert resumed["worst_cases"] == whole["worst_cases"]
     assert all((output / FOLDER / name).read_bytes() == content for name, content in parts.items())
+    assert len(list((output / FOLDER).iterdir())) == 5
+
+
+def test_parts_are_joined_as_by_hand_and_keep_the_most_convincing_misses(make_part: Callable[..., Part]) -> None:
+    def batch(p_values: list[float], size: float) -> Part:
+        count = len(p_values)
+        return replace(
+            make_part([0] * count, [1] * count, fused=p_values),
+            perturbation={"linf": size},
+            misses=np.array(p_values, dtype=np.float32).reshape(-1, 1, 1, 1, 1),
+            miss_facts=np.array([[0, 1, value] for value in p_values]),
+        )
+
+    batches = [batch([0.9, 0.5, 0.4], 0.1), batch([0.95, 0.6, 0.5], 0.1), batch([0.7], 0.8)]
+    part = join(iter(batches))
+    assert part.p_values["fused"].tolist() == pytest.approx([0.9, 0.5, 0.4, 0.95, 0.6, 0.5, 0.7])
+    assert part.perturbation == pytest.approx({"linf": (6 * 0.1 + 0.8) / 7})
+    assert (part.seconds, part.attack_seconds) == (6.0, 4.5)
+    assert part.miss_facts[:, 2].tolist() == [0.95, 0.9, 0.7, 0.6, 0.5, 0.5]
+    assert part.misses.flatten().tolist() == pytest.approx(part.miss_facts[:, 2].tolist())
 
 
 def test_a_finished_run_is_not_run_again_and_a_damaged_part_is(digits_bundle: Path, tmp_path: Path) -> None:
