@@ -69,7 +69,7 @@ class Site:
 
 def _is_replica(process: psutil.Process) -> bool:
     try:
-        return "SERVE_REPLICA::lgm-guard#Service#" in " ".join(process.cmdline())
+        return "ServeReplica:lgm-guard:Service" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
