@@ -50,7 +50,7 @@ def start_ray(setting: Setting, *, replicas: int) -> Start:
 def plain(workers: int) -> Contender:
     return Contender(
         name=f"plain, {workers}",
-        settings=f"lgm serve, {workers} worker processes of one thread",
+        settings=f"lgm serve --workers {workers} --threads 1",
         start=partial(start_plain, workers=workers),
         ready="/readyz",
         single=lambda setting: forms.png_file("/v1/predict"),
@@ -61,7 +61,7 @@ def plain(workers: int) -> Contender:
 def on_ray(replicas: int) -> Contender:
     return Contender(
         name=f"Ray Serve, {replicas}",
-        settings=f"{replicas} replicas of one worker process of one thread, Ray {version('ray')}",
+        settings=f"replicas: {replicas}, each with one worker process of one thread; Ray {version('ray')}",
         start=partial(start_ray, replicas=replicas),
         ready="/readyz",
         announced="is ready at",  # the first replica answers before the others are there
