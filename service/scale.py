@@ -73,6 +73,7 @@ def app(args: Mapping[str, Any]) -> Application:
         "max_ongoing_requests": max(1, round(ONGOING_HEADROOM * scale.target_ongoing_requests)),
         "max_queued_requests": settings.queue_capacity,
         "graceful_shutdown_timeout_s": settings.shutdown_timeout_seconds,
+        "logging_config": {"enable_access_log": False},  # the service's own says more, and can be thinned
         "ray_actor_options": {"num_cpus": scale.cpus_per_replica, "num_gpus": scale.gpus_per_replica},
         "autoscaling_config": {
             "min_replicas": scale.min_replicas,

@@ -15,6 +15,21 @@ from service.capacity.curve import Curve
 from service.settings import Settings
 
 SECONDS_PER_HOUR = 3600
+REMEDIES = {
+    "people who review": "show them a sample; flagged images beyond it without their bytes (quarantine = metadata)",
+    "quarantine's room": "raise quarantine_max_items and quarantine_max_bytes, or keep a sample",
+    "quarantine's rows": "a database for each cell of replicas, read together by who reviews",
+    "quarantine's connections": "PgBouncer before PostgreSQL",
+    "quarantine's files": "a prefix or a bucket for each cell of replicas",
+    "a replica's writing thread": "what is too much is dropped and counted; keep metadata only",
+    "metrics": "a Prometheus for each cell, recording rules above; drop lgm_class_images_total",
+    "balancer's requests": "several balancers behind DNS or anycast; more images a request",
+    "balancer's network": "several balancers; answers that go past them",
+    "shared rate limits": "limits at the balancer, or Redis sharded by key",
+    "cluster": "several clusters, each a cell of its own; larger replicas",
+    "log": "a smaller access_log_share; failed requests keep their lines",
+    "registry of versions": "each activates for itself: roll versions by image, setting or storageUri",
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,105 +97,38 @@ class Traffic:
 
 def parts(curve: Curve, traffic: Traffic, limits: Limits) -> list[Part]:
     """All of them, the first to give in first."""
-    found = [*_keeping(traffic, limits), *_carrying(curve, traffic, limits), _registry(traffic)]
+    found = [
+        Part(name=name, full_at=limit / taken if taken else math.inf, unit=unit.format(limit), remedy=REMEDIES[name])
+        for name, (limit, unit, taken) in _budgets(curve, traffic, limits).items()
+    ]
     return sorted(found, key=lambda part: part.full_at)
 
 
-def _keeping(traffic: Traffic, limits: Limits) -> list[Part]:
-    """What the quarantine needs."""
-    flagged, replicas = traffic.flagged_share, 1 / traffic.images_per_replica
+def _budgets(curve: Curve, traffic: Traffic, limits: Limits) -> dict[str, tuple[float, str, float]]:
+    """What there is of each part, how that is said, and what an image takes of it."""
+    flagged, requests = traffic.flagged_share, 1 / traffic.images_per_request
+    replicas = 1 / traffic.images_per_replica
+    series, connections = replicas * curve.series, replicas * limits.connections_per_replica
+    lines = requests * traffic.access_log_share
     room = Settings.model_fields["quarantine_max_items"].default
     writes = limits.writes_per_replica_per_second
-    return [
-        Part(
-            name="people who review",
-            full_at=limits.reviews_per_second / flagged,
-            unit=f"{limits.reviews_per_second:g} images a second",
-            remedy="show them a sample; flagged images beyond it without their bytes (quarantine = metadata)",
-        ),
-        Part(
-            name="quarantine's room",
-            full_at=room / SECONDS_PER_HOUR / flagged,
-            unit=f"{room:,} items, to last an hour",
-            remedy="raise quarantine_max_items and quarantine_max_bytes, or keep a sample",
-        ),
-        Part(
-            name="quarantine's rows",
-            full_at=limits.database_rows_per_second / flagged,
-            unit=f"{limits.database_rows_per_second:,.0f} rows a second",
-            remedy="a database for each cell of replicas, read together by who reviews",
-        ),
-        Part(
-            name="quarantine's connections",
-            full_at=limits.database_connections / (replicas * limits.connections_per_replica),
-            unit=f"{limits.database_connections:,.0f} connections",
-            remedy="PgBouncer before PostgreSQL",
-        ),
-        Part(
-            name="quarantine's files",
-            full_at=limits.store_writes_per_second / flagged,
-            unit=f"{limits.store_writes_per_second:,.0f} writes a second and prefix",
-            remedy="a prefix or a bucket for each cell of replicas",
-        ),
-        Part(  # more replicas share it out, so it is too much from the first image on, or never
-            name="a replica's writing thread",
-            full_at=math.inf if flagged * traffic.images_per_replica <= writes else 0.0,
-            unit=f"{writes:,.0f} images a second and replica",
-            remedy="what is too much is dropped and counted; keep metadata only",
-        ),
-    ]
-
-
-def _carrying(curve: Curve, traffic: Traffic, limits: Limits) -> list[Part]:
-    """What every request passes, and what watches it."""
-    requests, replicas = 1 / traffic.images_per_request, 1 / traffic.images_per_replica
-    return [
-        Part(
-            name="metrics",
-            full_at=limits.prometheus_series / (replicas * curve.series),
-            unit=f"{limits.prometheus_series:,.0f} series, {curve.series} a replica",
-            remedy="a Prometheus for each cell, recording rules above; drop lgm_class_images_total",
-        ),
-        Part(
-            name="balancer's requests",
-            full_at=limits.balancer_requests_per_second / requests,
-            unit=f"{limits.balancer_requests_per_second:,.0f} requests a second",
-            remedy="several balancers behind DNS or anycast; more images a request",
-        ),
-        Part(
-            name="balancer's network",
-            full_at=limits.balancer_bytes_per_second / curve.request_bytes,
-            unit=f"{limits.balancer_bytes_per_second:,.0f} bytes a second",
-            remedy="several balancers; answers that go past them",
-        ),
-        Part(
-            name="shared rate limits",
-            full_at=limits.redis_requests_per_second / requests,
-            unit=f"{limits.redis_requests_per_second:,.0f} requests a second",
-            remedy="limits at the balancer, or Redis sharded by key",
-        ),
-        Part(
-            name="cluster",
-            full_at=limits.cluster_pods / replicas,
-            unit=f"{limits.cluster_pods:,.0f} pods",
-            remedy="several clusters, each a cell of its own; larger replicas",
-        ),
-        Part(
-            name="log",
-            full_at=limits.log_lines_per_second / (requests * traffic.access_log_share),
-            unit=f"{limits.log_lines_per_second:,.0f} lines a second",
-            remedy="a smaller access_log_share; failed requests keep their lines",
-        ),
-    ]
-
-
-def _registry(traffic: Traffic) -> Part:
-    return Part(
-        name="registry of versions",
-        full_at=traffic.images_per_replica,
-        unit="one replica",
-        remedy="each activates for itself: roll versions by image, setting or storageUri",
-    )
+    # More replicas share it out, so it is too much from the first image on, or never.
+    written = 0 if flagged * traffic.images_per_replica <= writes else math.inf
+    return {
+        "people who review": (limits.reviews_per_second, "{:g} images a second", flagged),
+        "quarantine's room": (room, "{:,} items, to last an hour", flagged * SECONDS_PER_HOUR),
+        "quarantine's rows": (limits.database_rows_per_second, "{:,.0f} rows a second", flagged),
+        "quarantine's connections": (limits.database_connections, "{:,.0f} connections", connections),
+        "quarantine's files": (limits.store_writes_per_second, "{:,.0f} writes a second and prefix", flagged),
+        "a replica's writing thread": (writes, "{:,.0f} images a second and replica", written),
+        "metrics": (limits.prometheus_series, f"{{:,.0f}} series, {curve.series} a replica", series),
+        "balancer's requests": (limits.balancer_requests_per_second, "{:,.0f} requests a second", requests),
+        "balancer's network": (limits.balancer_bytes_per_second, "{:,.0f} bytes a second", curve.request_bytes),
+        "shared rate limits": (limits.redis_requests_per_second, "{:,.0f} requests a second", requests),
+        "cluster": (limits.cluster_pods, "{:,.0f} pods", replicas),
+        "log": (limits.log_lines_per_second, "{:,.0f} lines a second", lines),
+        "registry of versions": (1, "one replica", replicas),
+    }
 
 
 def read_limits(path: Path) -> Limits:

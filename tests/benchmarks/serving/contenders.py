@@ -56,6 +56,7 @@ class Start:
 class Contender:
     """A server: its settings in words, how it starts, when it is ready, and its two request forms.
 
+    announced: what its output must say besides, where an answer does not tell that all of it is there.
     The form of a batch may depend on what the running server, found at its port, knows.
     """
 
@@ -65,6 +66,7 @@ class Contender:
     ready: str
     single: Callable[[Setting], Form]
     batch: Callable[[Setting, int], Form]
+    announced: str = ""
 
     def launch(self, setting: Setting) -> ServerProcess:
         """Start it; it is not ready yet."""
@@ -143,7 +145,7 @@ def _infer(setting: Setting) -> str:
     return f"/v2/models/{setting.name}/infer"
 
 
-def _batch_for_ours(setting: Setting, port: int) -> Form:
+def batch_for_ours(setting: Setting, port: int) -> Form:
     if get(port, f"/v2/models/{setting.name}") == 200:
         return forms.binary_tensors(_infer(setting), size=BATCH, shape=setting.shape)
     return forms.png_files("/v1/predict")
@@ -157,7 +159,7 @@ CONTENDERS = (
         start=_start_ours,
         ready="/readyz",
         single=lambda setting: forms.png_file("/v1/predict"),
-        batch=_batch_for_ours,
+        batch=batch_for_ours,
     ),
     Contender(
         name=LITSERVE,

@@ -18,7 +18,7 @@ import psutil
 from tests.benchmarks.serving.errors import StartError
 
 Measured = TypeVar("Measured")
-READY_SECONDS, STOP_SECONDS, WATCH_SECONDS = 120, 5, 1
+READY_SECONDS, STOP_SECONDS, WATCH_SECONDS = 300, 5, 1
 LOG_END = 2_000
 
 
@@ -44,12 +44,12 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def await_ready(self, path: str) -> None:
-        """Ask until the answer is 200. Raises StartError with the log's end."""
+    def await_ready(self, path: str, *, announced: str = "") -> None:
+        """Ask until the answer is 200 and this text is in the output. Raises StartError with the output's end."""
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError, http.client.HTTPException):
-                if get(self.port, path) == 200:
+                if get(self.port, path) == 200 and announced in self._log.read_text():
                     return
             time.sleep(0.1)
         raise StartError(f"{self._name} was not ready; its output ends with:\n{self._log.read_text()[-LOG_END:]}")

@@ -113,7 +113,7 @@ def measure(
     """Every load of the plan on one fresh server; `then` is given it before it stops, with the single requests."""
     server = contender.launch(setting)
     try:
-        server.await_ready(contender.ready)
+        server.await_ready(contender.ready, announced=contender.announced)
         single, batch = contender.single(setting), contender.batch(setting, server.port)
         files = _prepare(server, single, 1, reference, setting.folder)
         batches = _prepare(server, batch, BATCH, reference, setting.folder)

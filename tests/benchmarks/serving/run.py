@@ -40,7 +40,7 @@ class Run:
         self._bundle, self._rivals = bundle.resolve(), rivals.resolve()
         self._plan, self._console = plan, console
         self._described: dict[str, object] = {}
-        self._rows: list[Row] = []
+        self.rows: list[Row] = []
         self._in_process: list[InProcess] = []
         self._overloads: list[Overload] = []
 
@@ -62,12 +62,12 @@ class Run:
         """Print the tables."""
         rates = ", ".join(f"{one.images_per_second:.0f}" for one in self._in_process)
         self._console.print(f"in process, batches of 64, all threads: {rates} images/s by round", highlight=False)
-        self._console.print(tables.loads(self._rows), tables.processor(self._rows))
+        self._console.print(tables.loads(self.rows), tables.processor(self.rows))
         if self._overloads:
             self._console.print(tables.overloads(self._overloads))
         if asked := self._asked():
             self._console.print(tables.verdicts(asked))
-        most = max([one.others_cores for one in self._in_process] + [row.others_cores for row in self._rows])
+        most = max([one.others_cores for one in self._in_process] + [row.others_cores for row in self.rows])
         if most > DISTURBED_CORES:
             self._console.print(
                 f"DISTURBED: other processes took up to {most:.2f} cores; repeat it on an idle machine"
@@ -79,7 +79,7 @@ class Run:
             "run": self._described,
             "plan": asdict(self._plan),
             "in_process": [asdict(one) for one in self._in_process],
-            "rows": [asdict(row) for row in self._rows],
+            "rows": [asdict(row) for row in self.rows],
             "overloads": [asdict(one) for one in self._overloads],
             "asked": [_told(asked) for asked in self._asked()],
         }
@@ -103,14 +103,14 @@ class Run:
             self._console.print(f"round {number + 1} of {self._plan.rounds}: {contender.name}", highlight=False)
             last = number + 1 == self._plan.rounds and contender.name == OURS
             then = self._overload if last and self._plan.factors else _nothing
-            self._rows += measure(contender, setting, self._reference, self._plan, number=number, then=then)
+            self.rows += measure(contender, setting, self._reference, self._plan, number=number, then=then)
 
     def _overload(self, server: ServerProcess, requests: Path) -> None:
         seconds = self._plan.overload_seconds
         self._overloads += overload(server, requests, factors=self._plan.factors, seconds=seconds)
 
     def _asked(self) -> list[Asked]:
-        return judge(self._rows, self._in_process, self._overloads)
+        return judge(self.rows, self._in_process, self._overloads)
 
 
 def _told(asked: Asked) -> dict[str, Any]:

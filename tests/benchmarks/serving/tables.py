@@ -37,12 +37,12 @@ def loads(rows: Sequence[Row]) -> Table:
 def _figures(rows: Sequence[Row]) -> list[str]:
     load = [row.load for row in rows]
     return [
-        _spread([one.requests_per_second for one in load], ".0f"),
-        _spread([one.p50_ms for one in load], ".2f"),
-        _spread([one.p99_ms for one in load], ".1f"),
+        spread([one.requests_per_second for one in load], ".0f"),
+        spread([one.p50_ms for one in load], ".2f"),
+        spread([one.p99_ms for one in load], ".1f"),
         f"{sum(one.status_errors for one in load)} / {sum(one.socket_errors + one.timeouts for one in load)}",
         f"{max(row.peak_bytes for row in rows) / MEBIBYTE:.0f}",
-        *(_spread(values, ".2f") for values in zip(*map(_cores, rows), strict=True)),
+        *(spread(values, ".2f") for values in zip(*map(_cores, rows), strict=True)),
     ]
 
 
@@ -53,7 +53,8 @@ def _cores(measured: Row | Overload) -> tuple[float, float, float]:
     return tuple(one / spent.seconds for one in seconds)  # type: ignore[return-value]
 
 
-def _spread(values: Sequence[float], style: str) -> str:
+def spread(values: Sequence[float], style: str) -> str:
+    """Their median; of several, their range."""
     median = format(statistics.median(values), style)
     return median if len(values) == 1 else f"{median} ({min(values):{style}}-{max(values):{style}})"
 
@@ -112,6 +113,6 @@ def verdicts(found: Iterable[Asked]) -> Table:
     """What was asked and what was reached."""
     table = Table("of ours", "median (range)", "asked", "reached", title="Asked")
     for asked in found:
-        figures = _spread(asked.figures, ".2f")
+        figures = spread(asked.figures, ".2f")
         table.add_row(asked.what, figures, f"{asked.sign} {asked.limit:g}", "yes" if asked.reached else "NO")
     return table

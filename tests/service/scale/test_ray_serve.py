@@ -44,7 +44,9 @@ class Site:
 
         from service.scale import app
 
-        target = app({"bundle": str(bundle), "allow_anonymous": True, "quarantine": "off", **args})
+        # What is slow, on a machine that has much else to do, is not failed.
+        patient = {"request_timeout_seconds": TIMEOUT, "inference_timeout_seconds": TIMEOUT}
+        target = app({"bundle": str(bundle), "allow_anonymous": True, "quarantine": "off", **patient, **args})
         serve.run(target, name="lgm-guard", route_prefix="/")
         await_true(self._is_ready, "an answer")
 
@@ -69,7 +71,7 @@ class Site:
 
 def _is_replica(process: psutil.Process) -> bool:
     try:
-        return "SERVE_REPLICA::lgm-guard#Service#" in " ".join(process.cmdline())
+        return "ServeReplica:lgm-guard:Service" in " ".join(process.cmdline())
     except psutil.Error:
         return False
 
@@ -89,25 +91,24 @@ class Load:
         self._stopped = threading.Event()
         self._pool = ThreadPoolExecutor(num_callers)
         self.versions: list[str] = []
-        self.num_retried = 0
+        self.failures: list[str] = []  # that were asked again
         self._callers = [self._pool.submit(self._call) for _ in range(num_callers)]
 
     def _call(self) -> None:
         with httpx.Client(base_url=self._url, timeout=TIMEOUT) as client:
             while not self._stopped.is_set():
-                answer = self._ask(client)
-                if answer is None or answer.status_code != 200:
-                    self.num_retried += 1
+                try:
                     answer = self._ask(client)
-                assert answer is not None, "failed twice"
-                assert answer.status_code == 200, answer.text
+                except httpx.HTTPError as error:
+                    self.failures.append(repr(error))
+                    answer = self._ask(client)
                 self.versions.append(answer.json()["model"]["version"])
 
-    def _ask(self, client: httpx.Client) -> httpx.Response | None:
-        try:
-            return client.post("/v1/predict", content=self._body, headers=PNG)
-        except httpx.TransportError:
-            return None
+    def _ask(self, client: httpx.Client) -> httpx.Response:
+        answer = client.post("/v1/predict", content=self._body, headers=PNG)
+        if answer.status_code != 200:
+            raise httpx.HTTPError(f"{answer.status_code}: {answer.text}")
+        return answer
 
     def await_more(self, count: int) -> None:
         wanted = len(self.versions) + count
@@ -167,7 +168,7 @@ def test_a_version_is_rolled_without_a_failed_request(site, digits_bundle, digit
     site.await_replicas(2)
     load.await_more(20)
     load.stop()
-    assert load.num_retried == 0
+    assert load.failures == []
     assert set(load.versions) == set(versions)
     assert load.versions[-10:] == versions[1:] * 10
 
@@ -185,6 +186,6 @@ def test_replicas_come_with_requests_and_go_with_them(site, digits_bundle, digit
     load = Load(site.url, digit_files[0])
     site.await_replicas(2)
     load.stop()
-    assert load.num_retried == 0
+    assert load.failures == []
     site.await_replicas(1)
     assert httpx.get(f"{site.url}/readyz", timeout=TIMEOUT).status_code == 200
