@@ -1,6 +1,6 @@
 """The service on Ray Serve beside `lgm serve`, in one run on one machine.
 
-    python -m tests.benchmarks.ray_serve [--rounds 2] [--seconds 3] [--connections 1,8,32]
+    python -m tests.benchmarks.ray_serve [--rounds 2] [--seconds 4] [--connections 1,8,32]
 
 Every round starts each server in turn, alone beside the load generator (wrk, with PNG requests), as
 tests.benchmarks.serving does: `lgm serve` with one worker process and with two, then service.scale on a Ray of its
@@ -109,7 +109,7 @@ def main(
     bundle: Annotated[Path, typer.Option(help="A bundle's folder.")] = SHIPPED_BUNDLE,
     data: Annotated[str, typer.Option(help="Data set whose test images are sent, from LGM_DATA_DIR.")] = "mnist",
     connections: Annotated[str, typer.Option(help="Connections that send one image a request.")] = "1,8,32",
-    seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of each load.")] = 3,
+    seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of each load.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each server is measured.")] = 2,
     output: Annotated[Path, typer.Option("--json", help="Where the figures go.")] = Path("runs/ray-serve.json"),
 ) -> None:
