@@ -41,7 +41,9 @@ class Connection(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._house = house
         self._in_head = self._in_message = False
-        self._read_bytes = 0  # in the last piece that came
+        self._read_bytes = self._body_bytes = 0  # in the last piece that came
+        self._others_bytes = 0  # of bodies in it that ended before the message that goes on began
+        self._begins = False  # the message in it
         self._surplus_bytes = 0  # of the message in the pieces before, beyond twice its body
         self._due = math.inf
         self._unread_bytes = 0
@@ -107,20 +109,30 @@ class Connection(HttpToolsProtocol):
     def _take(self, data: bytes) -> None:
         if self._house.refuses_lately() and self._refuse_whole(data):
             return
-        self._read_bytes = len(data)
+        self._read_bytes, self._body_bytes, self._begins = len(data), 0, False
         super().data_received(data)
         if self._in_message:
-            self._surplus_bytes += len(data)
+            self._surplus_bytes += self._own_bytes(data)
             if self._surplus_bytes > self._house.max_head_bytes:
                 self._refuse_size()
         elif self._due == math.inf and self in self._house.idle:
             # Blank lines between requests: they have ended the keep-alive's timer and begin no request.
             self._await_client(self._house.head_timeout_seconds)
 
+    def _own_bytes(self, data: bytes) -> int:
+        """How much of this piece is the message's that goes on: others may end where it begins."""
+        if not self._begins:
+            return len(data)
+        if self._in_head:
+            return len(data) - max(self._others_bytes, data.rfind(b"\r\n\r\n") + 4)
+        return (
+            self._head_bytes() + self._body_bytes - self._others_bytes
+        )  # chunks' frames count from the next piece on
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head = self._in_message = True
-        self._surplus_bytes = 0
+        self._in_head = self._in_message = self._begins = True
+        self._surplus_bytes, self._others_bytes = 0, self._body_bytes
         self._await_client(self._house.head_timeout_seconds)
 
     def on_headers_complete(self) -> None:
@@ -135,6 +147,7 @@ class Connection(HttpToolsProtocol):
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
+        self._body_bytes += len(body)
         self._surplus_bytes -= 2 * len(body)
         if not self._refused:
             super().on_body(body)
@@ -237,7 +250,10 @@ class Connection(HttpToolsProtocol):
         limit = self._house.max_head_bytes
         if self._surplus_bytes + self._read_bytes <= limit:  # of nearly every request
             return False
-        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > limit
+        return self._head_bytes() > limit
+
+    def _head_bytes(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
 
     def _owes_an_answer(self) -> bool:
         """Whether another answer than the refusal would have to come first, or has begun."""

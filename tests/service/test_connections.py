@@ -233,6 +233,33 @@ def test_what_never_ends_is_cut_off_at_the_limit(start):
     run(scenario)
 
 
+@pytest.mark.parametrize(
+    "before",
+    [POST + b"content-length: 50000\r\n\r\n" + bytes(50_000), 100 * GET],
+    ids=["a long body", "many requests"],
+)
+@pytest.mark.parametrize(
+    "cut", [10, len(POST) + 5, len(POST) + 25], ids=["in the line", "in a header", "in the body"]
+)
+def test_what_other_requests_left_in_a_piece_is_not_held_against_the_next(before, cut):
+    """A client that was answered early sends on, and its next request comes with the rest of the last one."""
+
+    async def scenario(site):
+        reader, writer = await site.connect()
+        writer.write(GET)
+        assert b"/path" in await reader.readuntil(b"}")
+        (connection,) = site.state.connections
+        after = POST + b"content-length: 9\r\n\r\n" + bytes(9)
+        connection.data_received(before + after[:cut])
+        connection.data_received(after[cut:] + b"GET /end HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        answers = await read_to_end(reader)
+        assert b" 431 " not in answers
+        assert b'"body": 9}' in answers
+        assert b"/end" in answers
+
+    run(scenario)
+
+
 def test_tiny_chunks_may_frame_no_more_than_they_carry_and_a_head():
     async def scenario(site: Site) -> None:
         start = POST + b"transfer-encoding: chunked\r\n\r\n"
