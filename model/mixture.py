@@ -96,7 +96,7 @@ class GaussianMixture(nn.Module):
         """
         if not self.peers.alone:
             raise ConfigurationError(
-                f"the log joint of {self.num_classes} classes, of which {len(self.means)} are here"
+                f"the log joint needs all {self.num_classes} classes; {len(self.means)} are here, others with peers"
             )
         return gaussian.log_joint(features, self.means, self.log_variances, self.log_priors)
 

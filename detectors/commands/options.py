@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from detectors.screener import Screener
 from model.config import DataConfig, parse_data_config
+from model.errors import ConfigurationError
 
 Bundle = Annotated[Path, typer.Argument(help="A bundle's folder.")]
 Data = Annotated[
@@ -19,6 +20,17 @@ Data = Annotated[
 ]
 DataDirectory = Annotated[Path | None, typer.Option("--data-dir", help="Its folder; $LGM_DATA_DIR by default.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")]
+Address = Annotated[
+    str | None,
+    typer.Option(envvar="RAY_ADDRESS", help="ray: HOST:PORT of a cluster, or auto; by default this machine alone."),
+]
+GpusPerActor = Annotated[float, typer.Option(min=0, help="ray: of each worker, as 0.5; needs --device cuda.")]
+
+
+def check_engine(engine: str) -> None:
+    """Raises ConfigurationError for another than this process and Ray."""
+    if engine not in {"process", "ray"}:
+        raise ConfigurationError(f"engine: {engine!r} is not known; use process or ray")
 
 
 def choose_data(configured: DataConfig | None, name: str | None, directory: Path | None) -> DataConfig:

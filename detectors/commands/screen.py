@@ -10,7 +10,17 @@ import typer
 from detectors import bulk
 from detectors.bulk import Counts, Row
 from detectors.bundle import load_bundle
-from detectors.commands.options import Bundle, Data, DataDirectory, Device, data_for, progress_bar
+from detectors.commands.options import (
+    Address,
+    Bundle,
+    Data,
+    DataDirectory,
+    Device,
+    GpusPerActor,
+    check_engine,
+    data_for,
+    progress_bar,
+)
 from detectors.screener import Screener
 from model.data import load_splits
 from model.errors import ConfigurationError
@@ -34,26 +44,18 @@ def screen(
     engine: Annotated[
         str, typer.Option(help="process: this one. ray: many, on many machines; goes on where it was killed.")
     ] = "process",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_ADDRESS", help="ray: HOST:PORT of a cluster, or auto; by default this machine alone."
-        ),
-    ] = None,
+    address: Address = None,
     actors: Annotated[
         int | None, typer.Option(min=1, help="ray: workers; by default one a processor or GPU.")
     ] = None,
-    gpus_per_actor: Annotated[
-        float, typer.Option(min=0, help="ray: of each worker, as 0.5; needs --device cuda.")
-    ] = 0,
+    gpus_per_actor: GpusPerActor = 0,
     block_size: Annotated[
         int, typer.Option(min=1, help="ray: images written, and repeated after a kill, at once.")
     ] = 4096,
     image_column: Annotated[str, typer.Option(help="ray: column of Parquet files that holds image files.")] = "image",
 ) -> None:
     """Judge image files, folders, or the test images of a data set; one row an image."""
-    if engine not in {"process", "ray"}:
-        raise ConfigurationError(f"engine: {engine!r} is not known; use process or ray")
+    check_engine(engine)
     if engine == "process":
         counts = _screen_here(bundle, paths or [], data, data_dir, limit, output, device)
     else:

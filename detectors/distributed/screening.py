@@ -3,7 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ class RayOptions:
     """address: of a cluster's head; without it Ray runs on this machine."""
 
     address: str | None = None
-    workers: Workers = Workers()  # noqa: RUF009 -- frozen
+    workers: Workers = field(default_factory=Workers)
     block_size: int = 4096
     image_column: str = "image"
     device: str = "cpu"

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from detectors.commands.options import Address, Data, DataDirectory, Device, GpusPerActor, check_engine
 from detectors.evaluation.benchmark import Evaluation
 from detectors.evaluation.compare import compare as compare_results
 from detectors.evaluation.compare import load_results
@@ -19,7 +20,6 @@ from detectors.evaluation.report import write_report
 from detectors.evaluation.settings import EvaluationError, Settings
 from detectors.evaluation.table import LiveTable, build_table, checks_table, output_console, worth_telling
 from detectors.evaluation.verdict import plain_words
-from model.errors import ConfigurationError
 from model.train import select_device
 
 REPORT = "report.html"
@@ -32,10 +32,8 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_mar
 @app.command()
 def evaluate(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="mnist, fashion-mnist, cifar10, cifar100, digits, image-folder.")
-    ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Its folder; $LGM_DATA_DIR by default.")] = None,
+    data: Data = None,
+    data_dir: DataDirectory = None,
     attacks: Annotated[str, typer.Option(help="Attacks unaware of the detector: fgsm,bim,pgd,square,cw ...")] = "",
     eps: Annotated[str, typer.Option(help="Budgets for images in [0, 1]: 0.1,0.2 or 8/255.")] = "",
     eps_l2: Annotated[str, typer.Option(help="Budgets of attacks with an l2 norm; --eps by default.")] = "",
@@ -51,22 +49,15 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Test images for each seed, drawn by it; all by default.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images attacked at once; bounds memory.")] = 128,
     seeds: Annotated[str, typer.Option(help="Each draws its own images and random starts.")] = "0",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    device: Device = "cpu",
     engine: Annotated[
         str, typer.Option(help="process: this one. ray: many, on many machines; both go on with the same folder.")
     ] = "process",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            envvar="RAY_ADDRESS", help="ray: HOST:PORT of a cluster, or auto; by default this machine alone."
-        ),
-    ] = None,
+    address: Address = None,
     actors: Annotated[
         int | None, typer.Option(min=1, help="ray: batches at once; by default one a processor or GPU.")
     ] = None,
-    gpus_per_actor: Annotated[
-        float, typer.Option(min=0, help="ray: of each worker, as 0.5; needs --device cuda.")
-    ] = 0,
+    gpus_per_actor: GpusPerActor = 0,
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="Set two runs' folders or results.json side by side.")
     ] = None,
@@ -104,8 +95,7 @@ def evaluate(
         batch_size=batch_size,
         seeds=_integers("seeds", seeds),
     )
-    if engine not in {"process", "ray"}:
-        raise ConfigurationError(f"engine: {engine!r} is not known; use process or ray")
+    check_engine(engine)
     here = "cpu" if engine == "ray" else device  # whoever spreads the work may have no GPU
     inputs = load_inputs(bundle, settings, data_dir=data_dir, device=select_device(here))
     check_folder(output, settings.fingerprint(*inputs.facts))

@@ -177,7 +177,7 @@ def test_what_does_not_fit_says_so(one_process: None) -> None:
 
 def test_what_needs_all_classes_and_more_processes_than_classes_are_refused() -> None:
     second = GaussianMixture(5, 3, peers=Devices(rank=1, size=2))
-    with pytest.raises(ConfigurationError, match="the log joint of 5 classes, of which 2 are here"):
+    with pytest.raises(ConfigurationError, match="the log joint needs all 5 classes; 2 are here"):
         second(torch.zeros(1, 3))
     with pytest.raises(ConfigurationError, match="num_classes must be at least the 6 processes, got 5"):
         GaussianMixture(5, 3, peers=Devices(rank=1, size=6))
