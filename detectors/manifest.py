@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass
 from model.config import MixtureConfig, NetworkConfig
 from model.errors import BundleError
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
     "bundle.json",
     "network.safetensors",
