@@ -7,14 +7,14 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from multiprocessing.reduction import send_handle
 
 from model.errors import BundleError
 from service.batching import Batcher, Outcome
 from service.errors import InferenceError, WorkerDiedError
+from service.forking import worker_context
 from service.jobs import Floats
 from service.judgements import Judgements
 from service.metrics import Metrics
@@ -27,13 +27,6 @@ START_TIMEOUT_SECONDS = 600
 STOP_TIMEOUT_SECONDS = 5
 STABLE_SECONDS = 10  # a worker that lived longer is replaced at once when it dies
 FIRST_DELAY_SECONDS, MOST_DELAY_SECONDS = 0.1, 30.0
-
-
-def _context() -> ForkServerContext:
-    """Workers are forked from a process that has imported all they need and has run nothing: no thread, no CUDA."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "service.worker"])
-    return context
 
 
 class Worker:
@@ -58,7 +51,7 @@ class Worker:
     @classmethod
     async def start(cls, plan: Plan, *, timeout_seconds: float) -> "Worker":
         """A worker that is ready. Raises BundleError where it refuses the bundle, WorkerDiedError."""
-        context = _context()
+        context = worker_context()
         here, there = context.Pipe()
         memory = anonymous_file(plan.layout.num_bytes)
         process = context.Process(target=run, args=(plan, there), name=f"lgm-worker {plan.device}", daemon=True)

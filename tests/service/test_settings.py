@@ -110,6 +110,13 @@ def test_all_wrong_settings_are_named_at_once():
         load_settings(port="x", policy="y")
 
 
+def test_a_default_that_rests_on_a_wrong_setting_is_not_called_wrong():
+    with pytest.raises(SettingsError) as refused:
+        load_settings(port="x")
+    assert str(refused.value).startswith("port (--port, LGM_PORT)")
+    assert ";" not in str(refused.value)
+
+
 def test_requests_that_the_queue_could_never_take_are_refused():
     with pytest.raises(SettingsError, match=r"max_instances .* more than queue_capacity"):
         load_settings(max_instances=10, queue_capacity=9)
