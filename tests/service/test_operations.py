@@ -224,6 +224,8 @@ def test_the_server_needs_nothing_of_evaluation_or_training(digits_bundle, digit
 
 def test_the_command_begins_before_anything_large_is_imported():
     """`lgm serve` has its workers' imports run beside its own: they must not wait for these."""
-    code = "import sys, service.command; print([name for name in ('torch', 'fastapi', 'numpy') if name in sys.modules])"
+    code = (
+        "import sys, service.command; print([name for name in ('torch', 'fastapi', 'numpy') if name in sys.modules])"
+    )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert finished.stdout.strip() == "[]"
