@@ -6,7 +6,6 @@ from torch import Tensor
 
 from detectors.base import CleanBatches, Detector, Evidence
 
-
 LEAST_MARGIN = 1e-3  # nats: below it, the rounding of float32 log-densities begins to show
 
 

@@ -99,6 +99,12 @@ def abnormal_images(name: str, data: DataConfig, test: ImageSet, image_format: I
     if name == "noise":
         generator = torch.Generator().manual_seed(0)
         return torch.randint(0, 256, test.images.shape, dtype=torch.uint8, generator=generator)
+    return foreign_images(name, data, image_format)
+
+
+def foreign_images(name: str, data: DataConfig, image_format: ImageFormat) -> Tensor:
+    """uint8 images of another data set's test part, or of a folder. Raises as `abnormal_images` does."""
+    check_abnormal(name)
     if name not in DATA_SETS:
         return torch.stack([read_image(path, image_format) for path in image_files(Path(name))])
     foreign = load_splits(parse_data_config({"name": name, "directory": data.directory})).test.images

@@ -6,6 +6,7 @@ A block is the unit of work and of resuming: some image files, or one row group 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,6 +80,8 @@ def _is_wanted(relative: str) -> bool:
 
 
 def _row_groups(path: str, image_column: str) -> Iterator[Block]:
+    if find_spec("pyarrow") is None:
+        raise DataError(f"{path}: Parquet needs pyarrow: pip install 'lgm-guard[parquet]'")
     import pyarrow
     import pyarrow.parquet
 

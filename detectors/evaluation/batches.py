@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detectors.evaluation.inputs import Inputs
+from detectors.evaluation.inputs import Images, Inputs, TestSet
 from detectors.evaluation.parts import Part
 from detectors.evaluation.settings import Task
-from model.data import ImageSet
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,12 +25,12 @@ class Batch:
     was_right: np.ndarray | None
 
 
-def clean_batches(inputs: Inputs, sample: ImageSet) -> Iterator[Batch]:
+def clean_batches(inputs: Inputs, sample: TestSet) -> Iterator[Batch]:
     """The test images themselves."""
     return _cut(sample.images, sample.labels, None, inputs.settings.batch_size)
 
 
-def task_batches(inputs: Inputs, task: Task, sample: ImageSet, clean: Part) -> Iterator[Batch]:
+def task_batches(inputs: Inputs, task: Task, sample: TestSet, clean: Part) -> Iterator[Batch]:
     """What a task starts from: test images, or foreign ones."""
     images = inputs.images_of(task, sample)
     foreign = task.group == "foreign"
@@ -40,7 +39,7 @@ def task_batches(inputs: Inputs, task: Task, sample: ImageSet, clean: Part) -> I
     return _cut(images, labels, was_right, inputs.settings.batch_size)
 
 
-def _cut(images: Tensor, labels: Tensor, was_right: np.ndarray | None, size: int) -> Iterator[Batch]:
+def _cut(images: Images, labels: Tensor, was_right: np.ndarray | None, size: int) -> Iterator[Batch]:
     for index, start in enumerate(range(0, len(images), size)):
         rows = slice(start, start + size)
         yield Batch(

@@ -1,5 +1,6 @@
 """The evaluation itself: every task once, finished ones from disk, then figures, checks and results.json."""
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -82,7 +83,7 @@ class Evaluation:
         """Double eps until the attack wins or has the whole range; for attacks unaware of the detector."""
         if task.eps is None or task.knowledge != "zero":
             return
-        pixels = self._inputs.test.images[0].numel()
+        pixels = math.prod(self._inputs.screener.image_format.shape)
         most = 1.0 if task.norm == "linf" else pixels**0.5
         while self.measured[-1].part.right.mean() >= SATURATED and (task.eps or most) < most:
             task = replace(task, eps=min(most, 2 * (task.eps or most)), on_curve=True)

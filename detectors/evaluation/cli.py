@@ -18,6 +18,7 @@ from detectors.evaluation.judging import Engine, OneProcess
 from detectors.evaluation.parts import check_folder, write_json, write_text
 from detectors.evaluation.report import write_report
 from detectors.evaluation.settings import EvaluationError, Settings
+from detectors.evaluation.stored import Columns
 from detectors.evaluation.table import LiveTable, build_table, checks_table, output_console, worth_telling
 from detectors.evaluation.verdict import plain_words
 from model.train import select_device
@@ -34,6 +35,12 @@ def evaluate(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.")] = None,
     data: Data = None,
     data_dir: DataDirectory = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="In place of --data: a folder with one folder a class, or Parquet; a path or a URL."),
+    ] = None,
+    image_column: Annotated[str, typer.Option(help="--images: Parquet's column of image files.")] = "image",
+    label_column: Annotated[str, typer.Option(help="--images: its column of class names or indices.")] = "label",
     attacks: Annotated[str, typer.Option(help="Attacks unaware of the detector: fgsm,bim,pgd,square,cw ...")] = "",
     eps: Annotated[str, typer.Option(help="Budgets for images in [0, 1]: 0.1,0.2 or 8/255.")] = "",
     eps_l2: Annotated[str, typer.Option(help="Budgets of attacks with an l2 norm; --eps by default.")] = "",
@@ -72,13 +79,16 @@ def evaluate(
     if compare is not None:
         _compare(*compare, output)
         return
-    if bundle is None or data is None or output is None:
-        missing = "a bundle" if bundle is None else "--data" if data is None else "--output"
+    if data and images:
+        raise EvaluationError("--data and --images both name the test images; give one of them")
+    named = data or images
+    if bundle is None or named is None or output is None:
+        missing = "a bundle" if bundle is None else "--data (or --images)" if named is None else "--output"
         raise EvaluationError(
             f"{missing} is missing: lgm evaluate BUNDLE --data NAME --attacks fgsm --eps 0.1 --output OUT"
         )
     settings = Settings(
-        data=data,
+        data=named,
         attacks=_words(attacks),
         eps=_numbers("eps", eps),
         eps_l2=_numbers("eps-l2", eps_l2),
@@ -97,7 +107,8 @@ def evaluate(
     )
     check_engine(engine)
     here = "cpu" if engine == "ray" else device  # whoever spreads the work may have no GPU
-    inputs = load_inputs(bundle, settings, data_dir=data_dir, device=select_device(here))
+    stored = Columns(image=image_column, label=label_column) if images else None
+    inputs = load_inputs(bundle, settings, data_dir=data_dir, stored=stored, device=select_device(here))
     check_folder(output, settings.fingerprint(*inputs.facts))
     if engine == "process":
         _evaluate(inputs, output, OneProcess(inputs.screener))

@@ -1,4 +1,7 @@
-"""What an evaluation runs on: the bundle, its test images and the foreign sets, all checked to fit."""
+"""What an evaluation runs on: the bundle, its test images and the foreign sets, all checked to fit.
+
+Images of a data set are in memory; those of a store are read when they are sliced.
+"""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,13 +10,20 @@ import torch
 from torch import Tensor
 
 from detectors.bundle import load_bundle
+from detectors.commands.options import data_for
 from detectors.evaluation.settings import EvaluationError, Settings, Task
+from detectors.evaluation.stored import Columns, StoredImages, StoredSet, inverted, noise, stored_set
 from detectors.manifest import Manifest, load_manifest
-from detectors.measuring import abnormal_images
+from detectors.measuring import abnormal_images, foreign_images
 from detectors.screener import Screener
-from model.config import DataConfig, parse_data_config
+from model.config import DataConfig
 from model.data import ImageSet, load_splits, to_unit
 from model.errors import DataError
+from model.images import ImageFormat
+
+TestSet = ImageSet | StoredSet
+Images = Tensor | StoredImages
+LOOKS = {"inverted": inverted, "noise": noise}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,8 +33,8 @@ class Inputs:
     screener: Screener
     manifest: Manifest
     bundle: Path
-    test: ImageSet
-    foreign: dict[str, Tensor]
+    test: TestSet
+    foreign: dict[str, Images]
     settings: Settings
 
     @property
@@ -32,44 +42,61 @@ class Inputs:
         """What figures depend on beside the settings: the bundle's version and the images' digest."""
         return self.manifest.version, self.test.digest(), *(str(len(images)) for images in self.foreign.values())
 
-    def sample(self, seed: int) -> ImageSet:
+    def sample(self, seed: int) -> TestSet:
         """The test images of a seed: all, or `limit` drawn by it, in the data set's order."""
         return self.test.select(_drawn(len(self.test), self.settings.limit, seed))
 
-    def images_of(self, task: Task, sample: ImageSet) -> Tensor:
+    def images_of(self, task: Task, sample: TestSet) -> Images:
         """uint8 images (n, c, h, w) that a task starts from."""
         if task.group != "foreign":
             return sample.images
         images = self.foreign[task.name]
-        return images[_drawn(len(images), self.settings.limit, task.seed)]
+        rows = _drawn(len(images), self.settings.limit, task.seed)
+        return images.select(rows) if isinstance(images, StoredImages) else images[rows]
 
 
 def load_inputs(
-    bundle: Path, settings: Settings, *, data_dir: Path | None = None, device: torch.device | str = "cpu"
+    bundle: Path,
+    settings: Settings,
+    *,
+    data_dir: Path | None = None,
+    stored: Columns | None = None,
+    device: torch.device | str = "cpu",
 ) -> Inputs:
-    """Load all of it.
+    """Load all of it. stored: `settings.data` is the address of a store, whose Parquet files have these columns.
 
     Raises BundleError, DataError (images or classes that do not fit the bundle, foreign sets that do not exist),
     EvaluationError (a limit above the number of test images).
     """
     screener = load_bundle(bundle, device)
-    data = _data_config(screener, settings.data, data_dir)
-    test = load_splits(data).test
+    if stored is None:
+        data = data_for(screener, settings.data, data_dir)
+        test: TestSet = load_splits(data).test
+    else:
+        data = data_for(screener, "image-folder", data_dir)
+        test = stored_set(settings.data, screener.labels, screener.image_format, stored)
     _check_fits(screener, test, settings)
-    foreign = {name: abnormal_images(name, data, test, screener.image_format) for name in settings.foreign}
     return Inputs(
         screener=screener,
         manifest=load_manifest(bundle),
         bundle=bundle,
         test=test,
-        foreign=foreign,
+        foreign={name: _foreign(name, data, test, screener.image_format) for name in settings.foreign},
         settings=settings,
     )
 
 
-def batch(images: Tensor, start: int, size: int) -> Tensor:
+def batch(images: Images, start: int, size: int) -> Tensor:
     """One batch as floats in [0, 1]."""
     return to_unit(images[start : start + size])
+
+
+def _foreign(name: str, data: DataConfig, test: TestSet, image_format: ImageFormat) -> Images:
+    if isinstance(test, ImageSet):
+        return abnormal_images(name, data, test, image_format)
+    if name in LOOKS:
+        return replace(test.images, look=LOOKS[name])
+    return foreign_images(name, data, image_format)
 
 
 def _drawn(count: int, limit: int | None, seed: int) -> Tensor:
@@ -79,18 +106,8 @@ def _drawn(count: int, limit: int | None, seed: int) -> Tensor:
     return torch.randperm(count, generator=generator)[:limit].sort().values
 
 
-def _data_config(screener: Screener, name: str, directory: Path | None) -> DataConfig:
-    """Folders of images are brought to the bundle's channels, and to its size where it resizes."""
-    config = parse_data_config({"name": name, "directory": None if directory is None else str(directory)})
-    if config.name != "image-folder":
-        return config
-    channels, height, _ = screener.image_format.shape
-    size = height if screener.image_format.resize else None
-    return replace(config, num_channels=1 if channels == 1 else 3, image_size=size)
-
-
-def _check_fits(screener: Screener, test: ImageSet, settings: Settings) -> None:
-    if tuple(test.images.shape[1:]) != screener.image_format.shape:
+def _check_fits(screener: Screener, test: TestSet, settings: Settings) -> None:
+    if isinstance(test, ImageSet) and tuple(test.images.shape[1:]) != screener.image_format.shape:
         raise DataError(
             f"{settings.data} has images of shape {tuple(test.images.shape[1:])}; "
             f"the bundle takes {screener.image_format.shape}"

@@ -145,4 +145,4 @@ def test_what_is_missing_is_named(digits_bundle: Path, tmp_path: Path, missing: 
     given = {"bundle": (digits_bundle,), "--data": ("--data", "digits"), "--output": ("--output", tmp_path / "out")}
     arguments = [word for name, words in given.items() if name != missing for word in words]
     error = refused(*arguments, "--attacks", "fgsm", "--eps", "0.1")
-    assert f"{missing} is missing" in str(error).replace("a bundle", "bundle")
+    assert f"{missing} is missing" in str(error).replace("a bundle", "bundle").replace(" (or --images)", "")

@@ -1,0 +1,211 @@
+"""An evaluation on images that are read when wanted tells what one on the same images in memory does."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from detectors.distributed.places import StoreError
+from detectors.evaluation import stored
+from detectors.evaluation.benchmark import Evaluation
+from detectors.evaluation.cli import app
+from detectors.evaluation.inputs import Inputs, load_inputs
+from detectors.evaluation.settings import EvaluationError, Settings
+from detectors.evaluation.stored import Columns, Store, StoredSet, stored_set
+from detectors.evaluation.watcher import Silent
+from model.checkpoint import Checkpoint
+from model.data import ImageSet, load_splits
+from model.errors import DataError
+from model.images import ImageFormat
+
+NUM_IMAGES = 60
+FORMAT = ImageFormat(shape=(1, 8, 8), resize=False)
+NAMES = tuple("0123456789")
+PLAIN = Columns()
+
+
+@pytest.fixture
+def digits(digits_checkpoint: Checkpoint) -> ImageSet:
+    """Sorted by class, as a folder's are."""
+    test = load_splits(digits_checkpoint.config.data).test.select(torch.arange(NUM_IMAGES))
+    return test.select(test.labels.argsort(stable=True))
+
+
+@pytest.fixture
+def folder(digits: ImageSet, tmp_path: Path) -> Path:
+    path = tmp_path / "images"
+    for index, (image, label) in enumerate(zip(digits.images, digits.labels.tolist(), strict=True)):
+        (path / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path / str(label) / f"{index:02}.png")
+    return path
+
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write_parquet(folder: Path, tmp_path: Path) -> Write:
+    """The folder's images in row groups of seven."""
+
+    def write(label: Callable[[str], Any] = int) -> Path:
+        files = sorted(folder.rglob("*.png"))
+        columns = {
+            "image": [file.read_bytes() for file in files],
+            "label": [label(file.parent.name) for file in files],
+        }
+        parquet.write_table(pyarrow.table(columns), tmp_path / "digits.parquet", row_group_size=7)
+        return tmp_path / "digits.parquet"
+
+    return write
+
+
+def read(address: object, columns: Columns = PLAIN) -> StoredSet:
+    return stored_set(str(address), NAMES, FORMAT, columns)
+
+
+def assert_same(found: StoredSet, expected: ImageSet) -> None:
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.images[:], expected.images)
+    rows = torch.tensor([3, 17, 18, 59, 40])
+    assert torch.equal(found.select(rows).images[1:4], expected.images[rows[1:4]])
+
+
+def test_a_folder_holds_its_images_and_their_classes(folder: Path, digits: ImageSet) -> None:
+    assert_same(read(folder), digits)
+
+
+@pytest.mark.parametrize("label", [int, str])
+def test_so_does_parquet_by_index_or_name(
+    write_parquet: Write, digits: ImageSet, label: Callable[[str], Any]
+) -> None:
+    assert_same(read(write_parquet(label)), digits)
+
+
+def test_so_does_a_bucket(
+    s3: str, bucket: str, folder: Path, digits: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"{bucket}/digits"
+    fsspec.filesystem("s3").put(str(folder), address, recursive=True)
+    found = read(address)
+    assert_same(found, digits)
+    fsspec.filesystem("s3").clear_instance_cache()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    try:
+        with pytest.raises(StoreError, match=r"s3://.* cannot be reached"):
+            read(address)
+    finally:
+        fsspec.filesystem("s3").clear_instance_cache()
+
+
+def test_a_row_group_is_read_once_for_batches_that_follow_each_other(
+    write_parquet: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, reads = read(write_parquet()), []
+    genuine = stored.read_block
+    monkeypatch.setattr(stored, "read_block", lambda block, column: reads.append(block) or genuine(block, column))
+    for start in range(0, NUM_IMAGES, 2):
+        found.images[start : start + 2]
+    assert len(reads) == -(-NUM_IMAGES // 7)
+
+
+def test_only_what_is_wanted_is_read(folder: Path) -> None:
+    files = sorted(folder.rglob("*.png"))
+    files[5].write_bytes(b"not an image")
+    found = read(folder)
+    assert found.images[:5].shape == (5, 1, 8, 8)
+    with pytest.raises(DataError, match=f"{files[5].name}: .*image"):
+        found.images[4:6]
+
+
+SETTINGS = Settings(data="", attacks=("fgsm",), eps=(0.2,), foreign=("inverted", "noise"), limit=40, batch_size=16)
+
+
+def evaluate(inputs: Inputs, output: Path) -> list[Any]:
+    rows: list[Any] = Evaluation(inputs, output, Silent(), command="").run()["rows"]
+    return [{name: value for name, value in row.items() if "seconds" not in name} for row in rows]
+
+
+def test_the_figures_are_those_of_images_in_memory(
+    digits_bundle: Path, folder: Path, digits: ImageSet, tmp_path: Path
+) -> None:
+    """But for noise, which each stored image has of its own."""
+    inputs = load_inputs(digits_bundle, replace(SETTINGS, data=str(folder)), stored=PLAIN)
+    held = {"inverted": 255 - digits.images, "noise": 255 - digits.images}
+    found = evaluate(inputs, tmp_path / "found")
+    expected = evaluate(replace(inputs, test=digits, foreign=held), tmp_path / "held")
+    assert {row["attack"] for row in found} == {"fgsm", "inverted", "noise"}
+    for row, wanted in zip(found, expected, strict=True):
+        assert row["attack"] == "noise" or row == wanted
+
+
+def test_noise_is_drawn_by_its_row(folder: Path) -> None:
+    images = replace(read(folder).images, look=stored.noise)
+    assert torch.equal(images[:20][7:9], images[7:9])
+    assert images[:].float().mean() == pytest.approx(127.5, rel=0.03)
+
+
+def test_memory_is_bounded_by_the_batch(folder: Path) -> None:
+    found = read(folder)
+    sizes: list[int] = []
+    genuine = Store.read
+    try:
+        Store.read = lambda self, rows: sizes.append(len(rows)) or genuine(self, rows)  # type: ignore[method-assign]
+        for start in range(0, NUM_IMAGES, 16):
+            replace(found.images, look=stored.inverted)[start : start + 16]
+    finally:
+        Store.read = genuine  # type: ignore[method-assign]
+    assert max(sizes) == 16
+
+
+def test_another_set_is_not_taken_for_it(folder: Path) -> None:
+    before = read(folder).digest()
+    assert read(folder).digest() == before
+    next(iter(sorted(folder.rglob("*.png")))).unlink()
+    assert read(folder).digest() != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: (folder / "0").rename(folder / "ten"), "has class 'ten'; the bundle has 0, 1"),
+        (
+            lambda folder: (folder / "1").rename(folder / ".1") and _file(folder / "a.png"),
+            "lies in no class's folder",
+        ),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(folder: Path, spoil: Callable[[Path], object], message: str) -> None:
+    spoil(folder)
+    with pytest.raises(DataError, match=message):
+        read(folder)
+
+
+def _file(path: Path) -> None:
+    Image.new("L", (8, 8)).save(path)
+
+
+def test_parquet_that_does_not_fit_is_refused(write_parquet: Write) -> None:
+    with pytest.raises(DataError, match="has class 12; the bundle has 0, 1"):
+        read(write_parquet(lambda name: 12))
+    with pytest.raises(DataError, match="no column 'truth'; --label-column names one of image, label"):
+        read(write_parquet(), Columns(label="truth"))
+    with pytest.raises(DataError, match="no column 'png'; --image-column names one of image, label"):
+        read(write_parquet(), Columns(image="png"))
+
+
+def test_the_command(digits_bundle: Path, write_parquet: Write, tmp_path: Path) -> None:
+    arguments = [str(digits_bundle), "--images", str(write_parquet()), "--attacks", "fgsm", "--eps", "0.2"]
+    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
+    assert result.exit_code in (0, 3), result.output  # sixty digits may be too few for the self-checks
+    assert (tmp_path / "out" / "report.html").exists()
+    both = CliRunner().invoke(app, [*arguments, "--data", "digits", "--output", str(tmp_path / "other")])
+    assert isinstance(both.exception, EvaluationError)
+    assert "--data and --images" in str(both.exception)
