@@ -255,6 +255,7 @@ def test_a_schedule_is_kept_its_answers_told_apart_and_all_bodies_sent(images: t
     assert set(Alternating.bodies) == set(bodies)
 
 
+@pytest.mark.slow
 @needs_wrk
 def test_a_tiny_run_measures_a_real_server(digits_bundle: Path, tmp_path: Path):
     command = [sys.executable, "-m", "tests.benchmarks.serving", "--bundle", str(digits_bundle), "--data", "digits"]
