@@ -21,7 +21,7 @@ from torch import Tensor
 
 from model import gaussian
 from model.devices import Devices
-from model.losses.lgm_function import (
+from model.losses.lgm_products import (
     Classes,
     ClassGradients,
     Inputs,
