@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from detectors.screener import Screener, Verdicts
-from model.data import ImageSet, image_files, read_image, to_unit
+from model.data import ImageSet, to_unit
 from model.errors import DataError, ImageError
+from model.image_files import image_files, read_image
 
 CHUNK = 256
 Row = dict[str, Any]

@@ -12,8 +12,9 @@ from torch import Tensor
 from detectors.evidence_batches import batches
 from detectors.screener import Screener, Verdicts
 from model.config import DataConfig, parse_data_config
-from model.data import ImageSet, image_files, load_splits, read_image
+from model.data import ImageSet, load_splits
 from model.errors import DataError
+from model.image_files import image_files, read_image
 from model.images import ImageFormat
 
 DATA_SETS: tuple[str, ...] = get_args(DataConfig.__annotations__["name"])

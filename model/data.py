@@ -6,8 +6,7 @@ suits sets up to a few gigabytes.
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +17,8 @@ from torch import Tensor
 
 from model.config import DataConfig
 from model.errors import DataError, ImageError
-from model.images import ImageFormat, ImageSizeError, decode_image, native_format
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+from model.image_files import SUFFIXES, image_files, read_images
+from model.images import ImageFormat, native_format
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -213,12 +211,6 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder but hidden ones, in a stable order."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
-
-
 def _folder_format(root: Path, config: DataConfig) -> ImageFormat:
     """Shape from the configuration or the first image; an explicit size means that others are resized to it."""
     files = image_files(root)
@@ -244,32 +236,6 @@ def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFor
         paths += found
         labels += [index] * len(found)
     return ImageSet(images=read_images(paths, image_format), labels=torch.tensor(labels), class_names=class_names)
-
-
-def read_images(paths: Sequence[Path], image_format: ImageFormat) -> UInt8[Tensor, "n c h w"]:
-    """Decode files, several at a time. Raises DataError naming the first that cannot be used."""
-    images = torch.empty((len(paths), *image_format.shape), dtype=torch.uint8)
-
-    def read(row: int) -> None:
-        try:
-            images[row] = read_image(paths[row], image_format)
-        except ImageSizeError as error:
-            raise DataError(f"{error}; set data.image_size to resize all images to one size") from None
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for _ in pool.map(read, range(len(paths))):
-            pass
-    return images
-
-
-def read_image(path: Path, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:
-    """Decode one file. Raises ImageError naming it."""
-    try:
-        return decode_image(path.read_bytes(), image_format)
-    except ImageError as error:
-        raise type(error)(f"{path}: {error}") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be read: {error.strerror}") from None
 
 
 _LOADERS: dict[str, _Loader] = {

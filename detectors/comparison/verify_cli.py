@@ -8,7 +8,7 @@ import typer
 from detectors.comparison.judging import look
 from detectors.comparison.verification import cosine_similarity, read_pairs, verify
 from model.checkpoint import load_checkpoint
-from model.data import read_images
+from model.image_files import read_images
 from model.images import ImageFormat
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)

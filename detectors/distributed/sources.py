@@ -14,8 +14,8 @@ from fsspec import AbstractFileSystem
 
 from detectors.bulk import CHUNK
 from detectors.distributed.places import is_local, open_place, reachable
-from model.data import SUFFIXES
 from model.errors import DataError
+from model.image_files import SUFFIXES
 
 PARQUET = ".parquet"
 

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 from model.config import DataConfig
-from model.data import ImageSet, image_files, join, load_splits, read_image, to_unit, unseen_classes
+from model.data import ImageSet, join, load_splits, to_unit, unseen_classes
 from model.errors import DataError, ImageError
+from model.image_files import image_files, read_image
 from model.images import ImageFormat
 
 
