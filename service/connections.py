@@ -125,9 +125,8 @@ class Connection(HttpToolsProtocol):
             return len(data)
         if self._in_head:
             return len(data) - max(self._others_bytes, data.rfind(b"\r\n\r\n") + 4)
-        return (
-            self._head_bytes() + self._body_bytes - self._others_bytes
-        )  # chunks' frames count from the next piece on
+        # chunks' frames count from the next piece on
+        return self._head_bytes() + self._body_bytes - self._others_bytes
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
