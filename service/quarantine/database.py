@@ -1,8 +1,11 @@
 """The database: SQLite in a file by default, PostgreSQL by URL; brought to the newest schema before its first use."""
 
+import fcntl
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -131,7 +134,7 @@ def _engine_for(url: URL) -> Engine:
 
 def _sqlite_engine(url: URL) -> Engine:
     engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False})
-    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "connect", partial(_configure_sqlite, Path(str(url.database)).parent))
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -140,10 +143,23 @@ def _postgresql_engine(url: URL) -> Engine:
     return create_engine(url, connect_args=POSTGRESQL_ARGUMENTS, pool_pre_ping=True, pool_timeout=BUSY_SECONDS)
 
 
-def _configure_sqlite(connection: Any, record: Any) -> None:
+def _configure_sqlite(folder: Path, connection: Any, record: Any) -> None:
     connection.isolation_level = None  # transactions begin where we say so, not where the driver guesses
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    with _one_at_a_time(folder):
+        connection.execute("PRAGMA journal_mode=WAL").close()
+    for pragma in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}").close()
+
+
+@contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Of all processes: whoever finds another changing the journal's mode is refused by SQLite without a wait."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _begin_sqlite(connection: Connection) -> None:

@@ -97,8 +97,9 @@ def until(happened: Callable[[], bool], meanwhile: Callable[[], object] = lambda
 def clean(shipped_screener: Screener) -> NDArray[np.float32]:
     assert shipped_screener.reference is not None
     images = to_unit(shipped_screener.reference.images)
-    assert not shipped_screener.screen(images).flagged.any()
-    return images.numpy()
+    unflagged = images[~shipped_screener.screen(images).flagged]
+    assert len(unflagged) > 12
+    return unflagged.numpy()
 
 
 @pytest.fixture(scope="module")
