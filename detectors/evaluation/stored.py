@@ -18,7 +18,6 @@ from model.errors import DataError, ImageError
 from model.images import ImageFormat, decode_image
 
 BLOCK_SIZE = 4096
-Look = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +42,10 @@ class Store:
         self._columns = columns
         self._index = {name: index for index, name in enumerate(class_names)}
         self._blocks = list(find_blocks([self.address], block_size=BLOCK_SIZE, image_column=columns.image))
-        labels = [torch.tensor(list(self._labels_of(block))) for block in self._blocks]
-        self.labels = torch.cat(labels).long()
+        labels = [torch.tensor(list(self._labels_of(block)), dtype=torch.int64) for block in self._blocks]
+        if not any(map(len, labels)):
+            raise DataError(f"{self.address} holds no images: its Parquet files have no rows")
+        self.labels = torch.cat(labels)
         self._starts = torch.tensor([0, *(len(part) for part in labels)]).cumsum(0)
         self._row_group = lru_cache(maxsize=1)(self._read_row_group)  # the next batch is likely to be in it too
 
@@ -115,21 +116,22 @@ class Store:
         raise DataError(f"{path} has class {value!r}; the bundle has {known}, or their indices as integers")
 
 
+Look = Callable[[Store, Tensor], Tensor]
+
+
 @dataclass(frozen=True, slots=True)
 class StoredImages:
-    """uint8 images (n, c, h, w) that are read when a slice is taken. look: what becomes of them, with their rows."""
+    """uint8 images (n, c, h, w) that are there when a slice is taken. look: what they are for rows of the store."""
 
     store: Store
     rows: Tensor
-    look: Look | None = None
+    look: Look = Store.read
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, chosen: slice) -> Tensor:
-        rows = self.rows[chosen]
-        images = self.store.read(rows)
-        return images if self.look is None else self.look(images, rows)
+        return self.look(self.store, self.rows[chosen])
 
     def select(self, indices: Tensor) -> "StoredImages":
         """Those rows, still unread."""
@@ -163,13 +165,13 @@ def stored_set(address: str, class_names: tuple[str, ...], image_format: ImageFo
     return StoredSet(images=images, labels=store.labels, class_names=class_names)
 
 
-def inverted(images: Tensor, rows: Tensor) -> Tensor:
+def inverted(store: Store, rows: Tensor) -> Tensor:
     """Black where they were white."""
-    return 255 - images
+    return 255 - store.read(rows)
 
 
-def noise(images: Tensor, rows: Tensor) -> Tensor:
-    """Uniform noise in their place, each drawn by its row."""
+def noise(store: Store, rows: Tensor) -> Tensor:
+    """Uniform noise in their place, each drawn by its row; nothing is read."""
+    shape = store.image_format.shape
     made = (torch.Generator().manual_seed(row) for row in rows.tolist())
-    drawn = [torch.randint(0, 256, images.shape[1:], dtype=torch.uint8, generator=generator) for generator in made]
-    return torch.stack(drawn)
+    return torch.stack([torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for generator in made])

@@ -1,5 +1,6 @@
 """An evaluation on images that are read when wanted tells what one on the same images in memory does."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +15,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detectors.distributed.places import StoreError
-from detectors.evaluation import stored
+from detectors.evaluation import benchmark, stored
 from detectors.evaluation.benchmark import Evaluation
 from detectors.evaluation.cli import app
 from detectors.evaluation.inputs import Inputs, load_inputs
 from detectors.evaluation.settings import EvaluationError, Settings
-from detectors.evaluation.stored import Columns, Store, StoredSet, stored_set
+from detectors.evaluation.stored import Columns, StoredImages, StoredSet, stored_set
 from detectors.evaluation.watcher import Silent
 from model.checkpoint import Checkpoint
 from model.data import ImageSet, load_splits
@@ -146,23 +147,26 @@ def test_the_figures_are_those_of_images_in_memory(
         assert row["attack"] == "noise" or row == wanted
 
 
-def test_noise_is_drawn_by_its_row(folder: Path) -> None:
+def test_noise_is_drawn_by_its_row_and_reads_nothing(folder: Path) -> None:
     images = replace(read(folder).images, look=stored.noise)
+    shutil.rmtree(folder)
     assert torch.equal(images[:20][7:9], images[7:9])
     assert images[:].float().mean() == pytest.approx(127.5, rel=0.03)
 
 
-def test_memory_is_bounded_by_the_batch(folder: Path) -> None:
-    found = read(folder)
+def test_no_more_is_held_than_a_batch(
+    digits_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor in the checks before any attack, which look at so many images and no more."""
     sizes: list[int] = []
-    genuine = Store.read
-    try:
-        Store.read = lambda self, rows: sizes.append(len(rows)) or genuine(self, rows)  # type: ignore[method-assign]
-        for start in range(0, NUM_IMAGES, 16):
-            replace(found.images, look=stored.inverted)[start : start + 16]
-    finally:
-        Store.read = genuine  # type: ignore[method-assign]
-    assert max(sizes) == 16
+    genuine = StoredImages.__getitem__
+    monkeypatch.setattr(
+        StoredImages, "__getitem__", lambda *asked: sizes.append(len(found := genuine(*asked))) or found
+    )
+    monkeypatch.setattr(benchmark, "NUM_CHECKED", 10)
+    evaluate(load_inputs(digits_bundle, replace(SETTINGS, data=str(folder)), stored=PLAIN), tmp_path / "out")
+    assert max(sizes) == SETTINGS.batch_size
+    assert sum(sizes) == 10 + 4 * 40  # clean, attacked, inverted, noise
 
 
 def test_another_set_is_not_taken_for_it(folder: Path) -> None:
@@ -199,6 +203,12 @@ def test_parquet_that_does_not_fit_is_refused(write_parquet: Write) -> None:
         read(write_parquet(), Columns(label="truth"))
     with pytest.raises(DataError, match="no column 'png'; --image-column names one of image, label"):
         read(write_parquet(), Columns(image="png"))
+
+
+def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
+    parquet.write_table(pyarrow.table({"image": [b""], "label": [0]}).slice(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(DataError, match="holds no images"):
+        read(tmp_path / "empty.parquet")
 
 
 def test_the_command(digits_bundle: Path, write_parquet: Write, tmp_path: Path) -> None:
