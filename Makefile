@@ -17,7 +17,7 @@ serve: install
 	$(BIN)/lgm serve
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: install
 	$(BIN)/python -m pytest -m "hypothesis and not slow" --hypothesis-profile searching

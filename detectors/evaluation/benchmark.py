@@ -150,7 +150,7 @@ class Evaluation:
             checks.check_test_split(inputs.test.digest(), inputs.manifest.split_digests),
             checks.check_accuracy(self.clean[seed].right, inputs.manifest.measured),
             checks.check_resolution(inputs.manifest.calibration_sizes),
-            *checks.check_false_alarms(figures, self._promise),
+            *checks.check_false_alarms(figures, inputs.manifest.calibration_sizes),
         ]
 
     def _clean_figures(self, seed: int) -> list[Row]:

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import binom, binomtest, rankdata
+from scipy.stats import betabinom, binomtest, rankdata
 from sklearn.metrics import roc_auc_score, roc_curve
 
 Interval = tuple[float, float]
@@ -39,9 +39,17 @@ def wilson_interval(num_hits: int, num_images: int, *, level: float) -> Interval
     return float(interval.low), float(interval.high)
 
 
-def promised_counts(rate: float, num_images: int, *, level: float) -> tuple[int, int]:
-    """How many of n images a true rate flags, least and most, with that probability (central binomial interval)."""
-    low, high = binom.interval(level, num_images, rate)
+def promised_counts(rate: float, num_images: int, *, num_calibration: int, level: float) -> tuple[int, int]:
+    """How many of n images a promise flags, least and most, with that probability (central interval).
+
+    Of calibration scores without ties the k = floor(rate (c + 1)) most suspicious are flagged, and so is a share of
+    all further images that varies with the calibration images, as Beta(k, c + 1 - k) (Vovk 2012, "Conditional
+    validity of inductive conformal predictors"). The count is beta-binomial: as wide as the binomial only if c >> n.
+    """
+    flagging = math.floor(rate * (num_calibration + 1) + 1e-9)
+    if flagging == 0:
+        return 0, 0
+    low, high = betabinom.interval(level, num_images, flagging, num_calibration + 1 - flagging)
     return int(low), int(high)
 
 

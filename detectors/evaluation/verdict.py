@@ -29,10 +29,10 @@ def plain_words(results: Results) -> list[str]:
 
 
 def _clean_words(results: Results) -> str:
-    verdicts = [found for found in results["clean"] if found["detector"] == FUSED]
-    first = verdicts[0]
+    first = next(found for found in results["clean"] if found["detector"] == FUSED)
+    num_seeds = len({found["seed"] for found in results["clean"]})
     low, high = first["overall"]["interval"]
-    more = "" if len(verdicts) == 1 else f" (first of {len(verdicts)} seeds)"
+    more = "" if num_seeds == 1 else f" (first of {num_seeds} seeds)"
     return (
         f"Clean images: {percent(first['accuracy'], 2)} of {first['num_images']:,} are classified right, and "
         f"{percent(first['overall']['share'], 2)} (99 % interval {percent(low, 2)} to {percent(high, 2)}) are "

@@ -104,6 +104,21 @@ def test_one_row_for_each_attack_eps_knowledge_and_detector(finished: Finished) 
     assert found == [(*task, detector) for task in tasks for detector in detectors]
 
 
+def test_false_alarms_are_counted_at_the_promise_and_at_both_rates_of_detection(finished: Finished) -> None:
+    sample, screener = finished.inputs.sample(0), finished.inputs.screener
+    clean = screener.screen(to_unit(sample.images))
+    p_values = {"fused": clean.p_value} | {name: found.p_value for name, found in clean.evidence.items()}
+    figures = finished.results["clean"]
+    assert [(row["detector"], row["promise"]) for row in figures] == [
+        (name, rate) for rate in (0.05, 0.01) for name in ("fused", *sorted(screener.detectors))
+    ]
+    for row in figures:
+        flagged = p_values[row["detector"]] <= row["promise"] + 1e-6
+        assert row["overall"]["num_flagged"] == int(flagged.sum())
+        by_class = [int((flagged & (clean.class_index == index)).sum()) for index in range(len(screener.labels))]
+        assert [row["by_class"][label]["num_flagged"] for label in screener.labels] == by_class
+
+
 def test_steps_are_given_to_attacks_that_follow_gradients_and_take_steps(finished: Finished) -> None:
     steps = {row["attack"]: row["steps"] for row in finished.results["rows"]}
     assert (steps["fgsm"], steps["bim"], steps["selective-pgd"], steps["noise"]) == (None, 5, 5, None)

@@ -2,11 +2,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, norm
 from sklearn.metrics import roc_auc_score
 
+from detectors.calibration import ConformalCalibration
 from detectors.evaluation import metrics
 
 SCORES = st.lists(st.integers(-3, 3).map(float) | st.just(math.inf), min_size=1, max_size=12).map(np.array)
@@ -72,13 +74,26 @@ def test_intervals_of_no_image_are_everything() -> None:
     assert metrics.share_interval(0, 0, level=0.99) == metrics.wilson_interval(0, 0, level=0.95) == (0.0, 1.0)
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.05, 100), (0.01, 1000), (0.05, 7)])
-def test_promised_counts_hold_the_promised_probability(rate: float, count: int) -> None:
-    low, high = metrics.promised_counts(rate, count, level=0.99)
-    chances = binom.pmf(np.arange(count + 1), count, rate)
-    assert chances[low : high + 1].sum() >= 0.99
-    assert chances[:low].sum() <= 0.005
-    assert chances[high + 1 :].sum() <= 0.005
+@pytest.mark.parametrize(("rate", "count", "num_calibration"), [(0.05, 100, 400), (0.01, 1000, 500), (0.05, 7, 60)])
+def test_promised_counts_are_those_of_split_conformal_p_values(rate: float, count: int, num_calibration: int) -> None:
+    """Against calibrating and judging random scores, many times."""
+    low, high = metrics.promised_counts(rate, count, num_calibration=num_calibration, level=0.99)
+    random = np.random.default_rng(0)
+    found = np.empty(4_000)
+    for trial in range(len(found)):
+        calibration = torch.tensor(random.normal(size=num_calibration))
+        alarms = ConformalCalibration.fit(calibration, torch.zeros(num_calibration, dtype=torch.int64), 1)
+        scores = torch.tensor(random.normal(size=count))
+        found[trial] = metrics.flagged(alarms(scores, torch.zeros(count, dtype=torch.int64)).numpy(), rate).sum()
+    assert ((found < low).mean(), (found > high).mean()) == pytest.approx((0.005, 0.005), abs=0.0055)
+    inside = binom.interval(0.99, count, rate)
+    assert low <= inside[0]  # the calibration images vary as well
+    assert high >= inside[1]
+
+
+def test_promised_counts_approach_the_binomial_with_more_calibration_images() -> None:
+    assert metrics.promised_counts(0.05, 1000, num_calibration=10**9, level=0.99) == binom.interval(0.99, 1000, 0.05)
+    assert metrics.promised_counts(0.01, 1000, num_calibration=98, level=0.99) == (0, 0)  # it never flags
 
 
 def test_difference_interval_is_newcombes_published_one() -> None:

@@ -90,7 +90,7 @@ def test_every_part_is_there(html: str, finished: Finished) -> None:
         "How it was run",
     ):
         assert heading in text
-    assert page.names.count("svg") == 4
+    assert page.names.count("svg") == 5
     assert page.names.count("figure") == min(12, len(best_misses(finished.evaluation.measured))) > 0
     for told in ("lgm evaluate digits", finished.inputs.test.digest(), "torchattacks", "batch_size", "selective-pgd"):
         assert told in text
