@@ -19,10 +19,11 @@ class Strict(BaseModel):
 
 
 class Point(Strict):
-    """One load: requests of so many images over so many connections, each sent when the last was answered."""
+    """One load: requests of so many images over so many connections."""
 
     images_per_request: Count
     connections: Count
+    at_random: bool = Field(False, description="Sent at random moments, not when the last was answered.")
     requests_per_second: Positive
     p50_seconds: Positive
     p99_seconds: Positive

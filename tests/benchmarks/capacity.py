@@ -5,8 +5,9 @@
 
 Needs Linux with two processors, wrk, and MNIST in LGM_DATA_DIR. A replica is `lgm serve` with one worker, pinned to a
 processor; there is one on each, both loaded alike, since processors that share a core or a cache are slower when the
-neighbour works. The curve is the first one's processor time, which does not count the generators. For --check half of
-the requests go to either, at independent random moments.
+neighbour works. The curve is the first one's processor time, which does not count the generators. Single images come
+at random moments but for the greatest load: answers that come together bring the next requests together, which cost
+less. For --check half of the requests go to either, at other random moments.
 """
 
 import json
@@ -38,10 +39,11 @@ from tests.benchmarks.serving import forms, wrk
 from tests.benchmarks.serving.processes import MemoryWatch, ProcessorMeter, ServerProcess, free_ports
 from tests.processes import workers_of
 
-LOADS = ((1, 1), (1, 4), (1, 16), (1, 64), (4, 16), (16, 8), (64, 4))  # images a request, connections
+CLOSED_LOADS = ((1, 64), (4, 16), (16, 8), (64, 4))  # images a request, connections; the first one is the peak
+RANDOM_SHARES, RANDOM_CONNECTIONS = (0.2, 0.4, 0.6, 0.8), 256  # of the peak
 SECONDS, NUM_IMAGES = 5, 1024
-CHECKED_SHARES = (0.3, 0.5, 0.7)
-CHECK_SECONDS, CHECK_CONNECTIONS = 12, 256
+CHECKED_SHARES, CHECK_SECONDS = (0.3, 0.5, 0.7), 12
+QUEUE_WAIT = "lgm_queue_wait_seconds_bucket"
 CHECK_REQUESTS = 20_000
 
 
@@ -83,6 +85,25 @@ class Counters:
         }
 
 
+class QueueWaits:
+    """What the replica's own metric says of waits in its queue since it was made."""
+
+    def __init__(self, server: ServerProcess) -> None:
+        self._url = f"{server.url}/metrics"
+        self._before = self._buckets()
+
+    def median(self) -> float:
+        """Seconds, interpolated within a bucket as Prometheus does."""
+        now = self._buckets()
+        bounds = sorted(now)
+        counts = [now[bound] - self._before[bound] for bound in bounds]
+        return float(np.interp(counts[-1] / 2, [0.0, *counts[:-1]], [0.0, *bounds[:-1]]))
+
+    def _buckets(self) -> dict[float, float]:
+        found = {name: value for name, value in read_metrics(self._url).items() if name.startswith(QUEUE_WAIT)}
+        return {float(name.split('"')[1]): value for name, value in found.items()}
+
+
 def read_metrics(url: str) -> dict[str, float]:
     with urllib.request.urlopen(url, timeout=30) as answer:
         lines = [line for line in answer.read().decode().splitlines() if not line.startswith("#")]
@@ -102,14 +123,14 @@ def measure(folder: Path, console: Console) -> Curve:
     points = []
     with replica(0, folder) as server, replica(1, folder) as neighbour, MemoryWatch(server) as memory:
         servers, meters = (server, neighbour), [ProcessorMeter(one) for one in (server, neighbour)]
-        for size, connections in LOADS:
+        for size, connections in CLOSED_LOADS:
             form = form_of(size, screener.name, screener.image_format.shape)
-            plan = folder / f"plan{size}"
-            wrk.write_plan(plan, form, form.bodies(images, size=size))
-            side_by_side(servers, plan, connections=connections, seconds=1)
-            counters = Counters(server, server.pid)
-            load, _ = side_by_side(servers, plan, connections=connections, seconds=SECONDS)
-            points.append(point_of(size, connections, load, counters.since()))
+            wrk.write_plan(folder / f"plan{size}", form, form.bodies(images, size=size))
+            points.append(measure_point(servers, folder, size=size, connections=connections))
+            console.print(points[-1], highlight=False)
+        for share in RANDOM_SHARES:
+            rate = share * points[0].requests_per_second
+            points.append(measure_point(servers, folder, size=1, connections=RANDOM_CONNECTIONS, rate=rate))
             console.print(points[-1], highlight=False)
         report_others(meters, console)
         series = len(read_metrics(f"{server.url}/metrics"))
@@ -129,12 +150,21 @@ def measure(folder: Path, console: Console) -> Curve:
     )
 
 
-def point_of(size: int, connections: int, load: wrk.Load, counted: dict[str, float]) -> Point:
+def measure_point(
+    servers: Sequence[ServerProcess], folder: Path, *, size: int, connections: int, rate: float | None = None
+) -> Point:
+    """Of the first server, after a second of the same load."""
+    plan = folder / f"plan{size}"
+    side_by_side(servers, plan, connections=connections, seconds=1, rate=rate)
+    counters = Counters(servers[0], servers[0].pid)
+    load, _ = side_by_side(servers, plan, connections=connections, seconds=SECONDS, rate=rate)
+    counted = counters.since()
     if load.status_errors or load.socket_errors:
         raise SystemExit(f"{load.status_errors} refused, {load.socket_errors} broken: no curve of that")
     return Point(
         images_per_request=size,
         connections=connections,
+        at_random=rate is not None,
         requests_per_second=round(load.requests_per_second, 1),
         p50_seconds=load.p50_ms / 1e3,
         p99_seconds=load.p99_ms / 1e3,
@@ -152,16 +182,16 @@ def check(curve: Curve, folder: Path, console: Console) -> None:
     wrk.write_plan(folder / "plan", form, form.bodies(images, size=1))
     simulated = replica_of(curve)
     most = max(point.requests_per_second for point in curve.points if point.images_per_request == 1)
-    headings = ("replicas' load", "answered/s", "not", "p50 ms", "p99 ms", "simulated p50 ms", "simulated p99 ms")
-    table = Table(*headings)
+    table = Table("replicas' load", "answered/s", "not", "p50 ms", "p99 ms", "simulated", "queue p50 ms", "simulated")
     with ExitStack() as stack:
         servers = [stack.enter_context(replica(core, folder)) for core in (0, 1)]
         for server in servers:
-            wrk.run(server.url, folder / "plan", connections=16, seconds=1)
+            wrk.run(server.url, folder / "plan", connections=16, seconds=2)
         meters = [ProcessorMeter(server) for server in servers]
         for share in CHECKED_SHARES:
+            waits = [QueueWaits(server) for server in servers]
             loads = side_by_side(
-                servers, folder / "plan", connections=CHECK_CONNECTIONS, seconds=CHECK_SECONDS, rate=share * most
+                servers, folder / "plan", connections=RANDOM_CONNECTIONS, seconds=CHECK_SECONDS, rate=share * most
             )
             found = simulate(
                 simulated,
@@ -175,8 +205,9 @@ def check(curve: Curve, folder: Path, console: Console) -> None:
                 str(sum(load.refused + load.failed for load in loads)),
                 " ".join(f"{load.p50_ms:.1f}" for load in loads),
                 " ".join(f"{load.p99_ms:.1f}" for load in loads),
-                f"{found.latency(50) * 1e3:.1f}",
-                f"{found.latency(99) * 1e3:.1f}",
+                f"{found.latency(50) * 1e3:.1f} {found.latency(99) * 1e3:.1f}",
+                " ".join(f"{1e3 * wait.median():.1f}" for wait in waits),
+                f"{found.queue_wait(50) * 1e3:.1f}",
             )
         loads = side_by_side(servers, folder / "plan", connections=64, seconds=CHECK_SECONDS)
         answered = sum(load.requests_per_second for load in loads)
