@@ -35,7 +35,9 @@ def main(
     servers: Annotated[str, typer.Option(help="Who is measured.")] = ALL,
     connections: Annotated[str, typer.Option(help="Connections that send one image a request.")] = "1,8,32,128",
     batch_connections: Annotated[str, typer.Option(help="Connections that send 64 images a request.")] = "1,4",
-    factors: Annotated[str, typer.Option(help="Overload of ours, in multiples of its peak; empty: none.")] = "1,2,4",
+    factors: Annotated[
+        str, typer.Option(help="Scheduled loads of ours, in multiples of its peak; empty: none.")
+    ] = "0.8,0.9,1,2,4",
     seconds: Annotated[int, typer.Option(min=1, max=60, help="Length of each load; of overload, three times.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, max=20, help="How often each server is measured.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="One round, two seconds each load.")] = False,
