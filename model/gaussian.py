@@ -50,7 +50,7 @@ def log_floored_(inverse: Float[Tensor, "k v"], raw: Float[Tensor, "k v"], floor
     floor / lambda is the sigmoid of log floor - raw, and a CPU takes sigmoids faster than exponentials.
     No autograd: the loss has its gradient by hand.
     """
-    torch.sigmoid(torch.rsub(raw, math.log(floor)), out=inverse).mul_(1 / floor)
+    torch.sub(raw, math.log(floor), out=inverse).neg_().sigmoid_().mul_(1 / floor)
     return torch.maximum(inverse.clamp_min(SMALLEST_INVERSE).log_().neg_(), raw)
 
 

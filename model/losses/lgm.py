@@ -139,7 +139,7 @@ def _block_size(asked: int | None, features: Tensor, mixture: GaussianMixture) -
         return asked or CLASS_BLOCK
     num_classes = mixture.num_classes
     if asked is None:
-        return None if len(features) * num_classes <= LARGEST_WHOLE else CLASS_BLOCK
+        return None if features.shape[0] * num_classes <= LARGEST_WHOLE else CLASS_BLOCK
     return None if asked >= num_classes else asked
 
 

@@ -117,7 +117,7 @@ def _backward_of_total(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """
     labels, index, own, residuals, *saved = ctx.saved_tensors
     slack = own * ctx.alpha
-    tension = ctx.lambda_ - slack
+    tension = slack.neg().add_(ctx.lambda_)
     pull = Pull(own - tension, tension, slack, grad)
     return _from_residuals(ctx, labels, residuals.data.scatter_(1, index, pull.entry), pull, *saved)
 
@@ -180,10 +180,10 @@ def _scores(
     floor: float,
 ) -> tuple[Tensor, Classes]:
     """Scores (n, k) without the margin, but for a constant of the row, and what they are made of."""
-    scores = centred.new_empty(len(centred), len(means))
+    scores = centred.new_empty(centred.shape[0], means.shape[0])
     classes = Classes(torch.empty_like(means), None, None, None)
     if raw is not None:
-        classes = Classes(classes.weight, torch.empty_like(raw), torch.empty_like(raw), raw.new_empty(len(raw), 1))
+        classes = Classes(classes.weight, torch.empty_like(raw), torch.empty_like(raw), raw.new_empty(raw.shape[0], 1))
     for out, mu, block_raw, log_weights, weight, inverse, norms, half_log_determinants in _blocks(
         scores, means, raw, log_priors, *classes
     ):
@@ -216,7 +216,7 @@ def _all_classes(
 ) -> Gradients:
     """Gradients of features, means and log-variances, and sums over the batch of R (k, 1), which lack the scale."""
     grad_features, grad_means = torch.empty_like(centred), torch.empty_like(classes.weight)
-    sums, grad_squares, grad_log = centred.new_empty(len(grad_means), 1), None, None
+    sums, grad_squares, grad_log = centred.new_empty(grad_means.shape[0], 1), None, None
     if squares is not None and classes.inverse is not None:
         grad_squares, grad_log = torch.empty_like(squares), torch.empty_like(classes.inverse)
     into = Inputs(grad_features, grad_squares)

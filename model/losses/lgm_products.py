@@ -54,7 +54,7 @@ def products(left: Tensor, right: Tensor, num_columns: int) -> Tensor:
     if left is right:
         norms: Tensor = torch.linalg.vector_norm(left, dim=1, keepdim=True)
         return norms.square_()  # in half of vecdot's time
-    sums = left.new_empty(len(left))
+    sums = left.new_empty(left.shape[0])
     torch.linalg.vecdot(left, right, out=sums)
     return sums.unsqueeze(1)
 
@@ -110,7 +110,7 @@ def _quadratic_scores(
 
 def _in_every_row(bias: Tensor, out: Tensor) -> Tensor:
     """Write the bias (k,) over every row of (n, k): addmm would copy it there in several times the time."""
-    return torch.add(bias, bias.new_zeros(len(out), 1), out=out)
+    return out.copy_(bias)
 
 
 def gradients_(
