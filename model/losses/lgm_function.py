@@ -183,7 +183,8 @@ def _scores(
     scores = centred.new_empty(centred.shape[0], means.shape[0])
     classes = Classes(torch.empty_like(means), None, None, None)
     if raw is not None:
-        classes = Classes(classes.weight, torch.empty_like(raw), torch.empty_like(raw), raw.new_empty(raw.shape[0], 1))
+        column = raw.new_empty(raw.shape[0], 1)
+        classes = Classes(classes.weight, torch.empty_like(raw), torch.empty_like(raw), column)
     for out, mu, block_raw, log_weights, weight, inverse, norms, half_log_determinants in _blocks(
         scores, means, raw, log_priors, *classes
     ):

@@ -7,8 +7,8 @@ LGMLoss chooses by itself whether it holds the n x k matrix of scores: the table
 Time: every round runs each case once, one after the other, so that whatever else the machine does meets all of
 them; the ratio is the median over rounds of case / Linear of the same round. Memory: the peak of live tensor bytes
 above what stood before the forward pass; activations are that peak less the gradients, which are there at the end.
-The allocator is settled first, as a network before the head settles it: of a fresh process glibc gives pages back after
-some passes and not after others, which costs the linear layer half of its time again where it happens.
+The allocator is settled first, as a network before the head settles it: in a fresh process glibc may give pages back
+after every pass, which costs the linear layer half of its time again.
 """
 
 import json
