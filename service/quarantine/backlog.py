@@ -47,12 +47,14 @@ class Backlog:
         self._changed = Condition()
         self._closed = False
         self.num_images = 0
+        self.had_no_room = False  # for something that came since the last was taken
         self._num_bytes = 0
 
     def put(self, captured: Captured) -> int:
         """Take as many of the images as there is room for; how many those are."""
         with self._changed:
             count = 0 if self._closed else min(len(captured), self._room(captured))
+            self.had_no_room |= count < len(captured)
             if count:
                 taken = captured if count == len(captured) else captured.first(count)
                 self._waiting.append(taken)
@@ -67,6 +69,7 @@ class Backlog:
             if not self._waiting:
                 return None
             taken = self._waiting.popleft()
+            self.had_no_room = False
             self._add(taken, -1)
             return taken
 

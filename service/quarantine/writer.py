@@ -1,7 +1,7 @@
 """The one thread that writes: what was captured into database and store, and what is too old or too much out of them.
 
-Trouble with either never reaches a prediction. What is being written is tried again for a while; what comes meanwhile
-waits in the backlog, and is dropped where that is full.
+Trouble with either never reaches a prediction. What is being written is tried again, and what comes meanwhile waits
+in the backlog. Where that is full, what comes is dropped, and soon the oldest makes room for it.
 """
 
 import logging
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 MOST_AT_ONCE = 64  # images in a transaction
 TICK_SECONDS = 2.0  # how long an idle thread waits before it looks after what is there
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 30.0  # with what is being written while others find no room
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 
 
@@ -87,7 +87,8 @@ class Writer:
             try:
                 return self._keep(batch)
             except QuarantineUnavailableError:
-                if self._closing.is_set() or time.monotonic() + pause > give_up:
+                is_late = time.monotonic() + pause > give_up
+                if self._closing.is_set() or (is_late and self._backlog.had_no_room):
                     raise
             self._closing.wait(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

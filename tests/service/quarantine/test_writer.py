@@ -8,6 +8,7 @@ import pytest
 
 from service.errors import QuarantineUnavailableError
 from service.metrics import Metrics
+from service.quarantine import writer as writer_module
 from service.quarantine.backlog import Backlog
 from service.quarantine.database import Database
 from service.quarantine.quarantine import Quarantine
@@ -75,6 +76,26 @@ def test_what_fails_for_a_while_is_kept_in_the_end(trial):
     assert found.outcome("failed") == 0
     for _ in range(4):
         assert found.tried.acquire(timeout=TIMEOUT)
+
+
+def test_an_outage_of_any_length_costs_nothing_while_there_is_room(trial, monkeypatch):
+    monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", 0.0)
+    found = trial(*(QuarantineUnavailableError("gone") for _ in range(6)))
+    found.backlog.put(captured(2))
+    assert found.tried.acquire(timeout=TIMEOUT)
+    found.backlog.put(captured(98))
+    found.await_outcome("kept", 100)
+    assert found.outcome("failed") == 0
+
+
+def test_the_oldest_makes_room_for_what_comes_when_the_backlog_is_full(trial, monkeypatch):
+    monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", 0.0)
+    found = trial(*(QuarantineUnavailableError("gone") for _ in range(4)))
+    found.backlog.put(captured(2))
+    assert found.tried.acquire(timeout=TIMEOUT)
+    assert found.backlog.put(captured(101)) == 100
+    found.await_outcome("failed", 2)
+    found.await_outcome("kept", 100)
 
 
 def test_what_nobody_can_keep_is_counted_and_costs_no_other(trial, caplog):
