@@ -9,7 +9,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Ellipse
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from detectors.comparison.judging import look
 from detectors.comparison.summaries import Summary
@@ -121,7 +121,9 @@ def draw_intervals(summary: Summary, shown: Mapping[str, str]) -> Figure | None:
             labels = variants if place % 3 == 0 else [""] * len(variants)
             axis.set_yticks(range(len(variants)), labels, fontsize=7.5)
             axis.set(title=title, ylim=(len(variants) - 0.5, -0.5))
-            axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axis.xaxis.set_major_locator(MaxNLocator(4))  # labels side by side
+            if not name.endswith("auroc") and name != "detection":
+                axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         return figure
 
 
