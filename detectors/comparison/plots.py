@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from detectors.comparison.judging import look
 from detectors.comparison.summaries import Summary
+from detectors.comparison.wording import is_share
 from detectors.evaluation.plots import COLOURS, INK, STYLE, panels
 from model import gaussian
 from model.checkpoint import Checkpoint
@@ -122,7 +123,7 @@ def draw_intervals(summary: Summary, shown: Mapping[str, str]) -> Figure | None:
             axis.set_yticks(range(len(variants)), labels, fontsize=7.5)
             axis.set(title=title, ylim=(len(variants) - 0.5, -0.5))
             axis.xaxis.set_major_locator(MaxNLocator(4))  # labels side by side
-            if not name.endswith("auroc") and name != "detection":
+            if is_share(name):
                 axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         return figure
 

@@ -32,9 +32,14 @@ def title_of(name: str) -> str:
 
 def told(name: str, value: float) -> str:
     """A figure's value for people."""
-    if name in PLAIN:
-        return f"{value:.3g}"
-    return f"{value:.4f}" if name.endswith(("_auroc", "detection", "misfit")) else f"{value:.2%}"
+    if is_share(name):
+        return f"{value:.2%}"
+    return f"{value:.3g}" if name in PLAIN else f"{value:.4f}"
+
+
+def is_share(name: str) -> bool:
+    """Whether a figure is told in per cent."""
+    return name not in PLAIN and not name.endswith(("_auroc", "detection", "misfit"))
 
 
 def told_with_interval(name: str, figure: Figure | None) -> str:

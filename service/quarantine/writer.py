@@ -90,5 +90,6 @@ class Writer:
                 is_late = time.monotonic() + pause > give_up
                 if self._closing.is_set() or (is_late and self._backlog.had_no_room):
                     raise
-            self._closing.wait(pause)
+            if not self._closing.wait(pause):
+                self._upkeep.look_after()  # what expires makes room on a full disk
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)

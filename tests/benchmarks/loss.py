@@ -111,14 +111,14 @@ def time_rounds(cases: dict[str, Case], device: torch.device, repeats: int) -> d
 
 
 def _time(case: Case, device: torch.device) -> float:
-    _synchronise(device)
+    synchronise(device)
     start = time.perf_counter()
     case()
-    _synchronise(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -195,7 +195,7 @@ def _told(rows: Sequence[dict[str, Any]], key: str, cell: Asked | None) -> str:
     if not values:
         return "-"
     text = f"{statistics.mean(values):.4f}" + (f" ({min(values):.4f})" if len(values) > 1 else "")
-    asked = None if cell is None else {"auroc": cell.auroc, cell.rate: cell.share}.get(key)  # maybe None
+    asked = None if cell is None else {"auroc": cell.auroc, cell.rate: cell.share}.get(key)
     return text if asked is None else f"{text}, asked {asked:g}: {'yes' if min(values) >= asked else 'NO'}"
 
 

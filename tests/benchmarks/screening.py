@@ -21,7 +21,7 @@ from torch import Tensor
 
 from detectors import SHIPPED_BUNDLE, Screener, load_bundle
 from service.graph import EXAMPLE_SIZE, graph_of
-from tests.benchmarks.loss import describe_run
+from tests.benchmarks.loss import describe_run, synchronise
 
 ASKED = 1.3
 BATCHES = (1, 16, 64, 256)
@@ -46,8 +46,10 @@ def time_rounds(cases: Mapping[str, Judge], images: Tensor, repeats: int) -> dic
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(WARM_UP + repeats):
         for name, judge in cases.items():
+            synchronise(images.device)
             start = time.perf_counter()
             judge(images)
+            synchronise(images.device)
             seconds[name].append(time.perf_counter() - start)
     return {name: of[WARM_UP:] for name, of in seconds.items()}
 

@@ -30,7 +30,7 @@ class Trial:
         quarantine = Quarantine(database, store)
         retention = Retention(database, store, max_items=10, max_bytes=10**6)
         self.tried = threading.Semaphore(0)
-        self._trouble = trouble
+        self.trouble = trouble
         self.writer = Writer(
             self.backlog, lambda taken: [taken], self._keep, Upkeep(quarantine, retention, self.metrics), self.metrics
         )
@@ -39,8 +39,10 @@ class Trial:
 
     def _keep(self, batch) -> None:
         self.tried.release()
-        if self._trouble:
-            raise self._trouble.pop(0)
+        trouble = self.trouble[:1]
+        del self.trouble[:1]
+        if trouble:
+            raise trouble[0]
 
     def await_outcome(self, name: str, count: int) -> None:
         self._await(lambda: self.outcome(name) == count)
@@ -90,12 +92,26 @@ def test_an_outage_of_any_length_costs_nothing_while_there_is_room(trial, monkey
 
 def test_the_oldest_makes_room_for_what_comes_when_the_backlog_is_full(trial, monkeypatch):
     monkeypatch.setattr(writer_module, "PATIENCE_SECONDS", 0.0)
-    found = trial(*(QuarantineUnavailableError("gone") for _ in range(4)))
+    found = trial(*(QuarantineUnavailableError("gone") for _ in range(1_000)))
     found.backlog.put(captured(2))
     assert found.tried.acquire(timeout=TIMEOUT)
     assert found.backlog.put(captured(101)) == 100
     found.await_outcome("failed", 2)
+    found.trouble.clear()
     found.await_outcome("kept", 100)
+
+
+def test_what_expires_is_forgotten_while_nothing_can_be_written(trial, monkeypatch):
+    """On a full disk that is what makes room."""
+    found = trial(*(QuarantineUnavailableError("full") for _ in range(1_000)))
+    found.backlog.put(captured(2))
+    assert found.tried.acquire(timeout=TIMEOUT)
+    looked = threading.Event()
+    monkeypatch.setattr(Upkeep, "look_after", lambda upkeep: looked.set())
+    assert looked.wait(TIMEOUT)
+    assert found.outcome("failed") == 0
+    found.trouble.clear()
+    found.await_outcome("kept", 2)
 
 
 def test_what_nobody_can_keep_is_counted_and_costs_no_other(trial, caplog):
