@@ -25,11 +25,18 @@ from model.training_log import Reporter
 
 
 def train(
-    config: Config, output: Path, reporter: Reporter, *, command: str = "", devices: Devices = ALONE
+    config: Config,
+    output: Path,
+    reporter: Reporter,
+    *,
+    command: str = "",
+    devices: Devices = ALONE,
+    splits: Splits | None = None,
 ) -> Checkpoint:
     """Train as configured, or go on where the folder's checkpoint stopped; the finished checkpoint.
 
     devices: this process among those that train together; all need the same folder, and the first one writes it.
+    splits: what config.data names, for a caller that has it already.
 
     Raises ConfigurationError, DataError, CheckpointError before the first step wherever something does not
     fit: classes, device, a folder that holds another run, processes that differ in configuration or data.
@@ -37,7 +44,7 @@ def train(
     checkpoint = previous_checkpoint(config, output, devices)
     if checkpoint is not None and checkpoint.finished:
         return checkpoint
-    splits = load_splits(config.data)
+    splits = load_splits(config.data) if splits is None else splits
     check_fit(config, splits)
     checkpoint = begun(checkpoint, config, splits, output, command=command, devices=devices)
     device = select_device(local_device(config.training.device, devices))

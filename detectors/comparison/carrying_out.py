@@ -1,7 +1,8 @@
 """Train and judge every run of a comparison; what is done is kept, so that an interrupted one goes on from there."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,13 +12,15 @@ from detectors.comparison.judging import Row, check_images, judge
 from detectors.comparison.planning import Run, training_folder
 from detectors.comparison.settings import Abnormal, ComparisonError
 from detectors.evaluation.parts import write_json
-from model.config import dump_config
+from model.config import DataConfig, dump_config
+from model.data import Splits, load_splits
 from model.errors import DivergenceError
 from model.train import train
 from model.training_log import Report, Silent
 
 FAILED = "failed"
 ROWS = "rows"
+_Load = Callable[[DataConfig], Splits]
 
 
 @runtime_checkable
@@ -53,28 +56,30 @@ def carry_out(runs: Sequence[Run], abnormal: Abnormal, output: Path, watcher: Wa
     run with another configuration.
     """
     _make(output / ROWS)
+    load = lru_cache(maxsize=1)(load_splits)  # decoding a folder of images can take as long as a short training
     for data in dict.fromkeys(run.config.data for run in runs):
-        check_images(data, abnormal)
+        check_images(data, load(data), abnormal)
     rows = []
     for number, run in enumerate(runs, 1):
         watcher.start(run, number, len(runs))
         row = _kept(run, abnormal, output)
         if row is None:
-            row = _row_of(run, abnormal, output, watcher)
+            row = _row_of(run, load, abnormal, output, watcher)
             _keep(run, abnormal, row, output)
         watcher.finish(run, row)
         rows.append(row)
     return rows
 
 
-def _row_of(run: Run, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row:
-    folder = training_folder(output, run.training_key)
+def _row_of(run: Run, load: _Load, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row:
+    folder, splits = training_folder(output, run.training_key), load(run.config.data)
+    told = _Told(run, watcher)
     try:
-        checkpoint = train(run.config, folder, _Told(run, watcher), command=f"lgm compare: {run.key}")
+        checkpoint = train(run.config, folder, told, command=f"lgm compare: {run.key}", splits=splits)
     except DivergenceError as error:
         names = {"experiment": run.experiment.name, "variant": run.variant, "loss": run.config.loss.name}
         return {**names, "seed": run.seed, **run.grid, FAILED: str(error)}
-    return judge(run, checkpoint, abnormal)
+    return judge(run, checkpoint, splits, abnormal)
 
 
 def _path(run: Run, output: Path) -> Path:

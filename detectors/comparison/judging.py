@@ -25,7 +25,7 @@ from model import gaussian
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
 from model.criterion import Classifier, Criterion, classifier_of, fit_gaussians, restore_criterion
-from model.data import ImageSet, Splits, load_splits, to_unit, unseen_classes
+from model.data import ImageSet, Splits, to_unit, unseen_classes
 from model.losses.base import RivalLoss
 from model.mixture import GaussianMixture
 from model.network import Network
@@ -60,15 +60,14 @@ def look(network: Network, images: Tensor) -> Seen:
     )
 
 
-def check_images(data: DataConfig, abnormal: Abnormal) -> None:
-    """Raises DataError unless the data set and all foreign images are there and of one shape."""
-    splits = load_splits(data)
+def check_images(data: DataConfig, splits: Splits, abnormal: Abnormal) -> None:
+    """Raises DataError unless all foreign images are there and of the data set's shape."""
     for name in abnormal.foreign:
         abnormal_images(name, data, splits.test, splits.image_format)
 
 
-def judge(run: Run, checkpoint: Checkpoint, abnormal: Abnormal) -> Row:
-    """The figures of one finished run. All detection is by -log p(x) alone, its threshold from calibration images.
+def judge(run: Run, checkpoint: Checkpoint, splits: Splits, abnormal: Abnormal) -> Row:
+    """The figures of one finished run on its data. Detection is by -log p(x) alone, thresholds by calibration images.
 
     Where the loss has no density, or the run says so, p is that of Gaussians fitted after training. Attacks go
     through the loss's own classifier: such Gaussians are so sure that they have no gradient left to follow, which
@@ -77,7 +76,6 @@ def judge(run: Run, checkpoint: Checkpoint, abnormal: Abnormal) -> Row:
     trained = checkpoint.build_network().requires_grad_(False)
     criterion = restore_criterion(checkpoint, trained)
     classifier, victim = classifier_of(trained, criterion), _victim(trained, criterion)
-    splits = load_splits(checkpoint.config.data)
     network = with_fitted_gaussians(trained, splits.train) if run.fitted else trained
     clean = look(network, splits.test.images)
     row: Row = {"experiment": run.experiment.name, "variant": run.variant, "loss": checkpoint.config.loss.name}

@@ -21,8 +21,9 @@ from detectors.comparison.planning import Run, plan, training_folder
 from detectors.comparison.settings import Abnormal, ComparisonError, load_comparison
 from detectors.comparison.summaries import summarise
 from model.checkpoint import load_checkpoint
+from model.config import DataConfig
 from model.criterion import restore_criterion
-from model.data import load_splits, to_unit
+from model.data import Splits, load_splits, to_unit
 from model.errors import ConfigurationError, ImageError, LGMGuardError
 
 COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
@@ -176,6 +177,21 @@ def test_an_interrupted_comparison_goes_on(toml: Path, compared: Path, tmp_path:
         assert {**found, "training_seconds": 0} == {**other, "training_seconds": 0}
 
 
+def test_the_same_data_are_loaded_once(toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = []
+
+    def counted(config: DataConfig) -> Splits:
+        loaded.append(config)
+        return load_splits(config)
+
+    for module in ("detectors.comparison.carrying_out", "model.train"):
+        monkeypatch.setattr(f"{module}.load_splits", counted)
+    comparison = load_comparison(toml)
+    runs = plan(comparison, tmp_path, only=["grid"])[:2]
+    assert len(carry_out(runs, comparison.abnormal, tmp_path, Watched())) == 2
+    assert loaded == [runs[0].config.data]
+
+
 def test_other_abnormal_images_are_judged_anew_without_training(toml: Path, compared: Path) -> None:
     comparison, watched = load_comparison(toml), Watched()
     runs = plan(comparison, compared, only=["verification"])
@@ -222,9 +238,9 @@ def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
     comparison = load_comparison(toml)
     run = [run for run in plan(comparison, compared, only=["losses"]) if run.variant == "lgm"][-1]
     checkpoint = load_checkpoint(training_folder(compared, run.training_key))
-    row = judge(run, checkpoint, Abnormal(foreign=("noise",), limit=50))
-    assert row["accuracy"] == row["gaussian_accuracy"] == pytest.approx(checkpoint.test_accuracy)
     splits = load_splits(run.config.data)
+    row = judge(run, checkpoint, splits, Abnormal(foreign=("noise",), limit=50))
+    assert row["accuracy"] == row["gaussian_accuracy"] == pytest.approx(checkpoint.test_accuracy)
     network = checkpoint.build_network()
     scores = look(network, splits.test.images).score
     assert row["log_likelihood"] == pytest.approx(-scores.mean())
