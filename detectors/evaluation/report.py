@@ -129,7 +129,7 @@ def _misses(results: Results, measured: Sequence[Measured]) -> Iterator[str]:
 def _settings(results: Results) -> Iterator[str]:
     yield f"<pre>{escape(results['command'])}</pre>"
     bundle, data, timing = results["bundle"], results["data"], results["timing"]
-    ratio = "–" if timing["ratio"] is None else f"{timing['ratio']:.2f}"
+    ratio = "" if timing["ratio"] is None else f", {timing['ratio']:.2f} × the attacks alone"
     yield page.facts(
         [
             ("bundle", f"{bundle['name']} {bundle['version']} ({bundle['path']})"),
@@ -137,7 +137,7 @@ def _settings(results: Results) -> Iterator[str]:
             ("promise", f"at most {percent(bundle['false_alarm_rate'], 2)} of clean images flagged, in every class"),
             ("data", f"{data['name']}, {data['num_a_seed']:,} of {data['num_test']:,} test images for each seed"),
             ("SHA-256 of the test set", data["digest"]),
-            ("time", f"{timing['task_seconds']:.0f} s, {ratio} × the attacks alone; started {timing['started']}"),
+            ("time", f"{timing['task_seconds']:.0f} s{ratio}; started {timing['started']}"),
             ("hardware", ", ".join(f"{name}: {value}" for name, value in results["hardware"].items())),
             ("versions", ", ".join(f"{name} {value}" for name, value in results["versions"].items())),
         ]

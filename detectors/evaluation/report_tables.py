@@ -41,7 +41,7 @@ def figures(results: Results) -> Iterator[str]:
     )
     rows = results["rows"]
     if not rows:
-        yield page.paragraph("Nothing was attacked: see the self-checks.")
+        yield page.paragraph("Nothing was attacked; what was found of clean images stands under the self-checks.")
         return
     several = len({row["seed"] for row in rows}) > 1
     yield "<h3>The verdict (detector “fused” in results.json)</h3>"

@@ -174,8 +174,6 @@ def _check_names(settings: Settings) -> None:
         values = getattr(settings, kind)
         if len(set(values)) < len(values):
             raise EvaluationError(f"{kind} names something twice: {', '.join(map(str, values))}")
-    if not (any(asked) or settings.foreign):
-        raise EvaluationError("nothing to evaluate; name attacks, adaptive attacks, corruptions or foreign sets")
 
 
 def _check_numbers(settings: Settings) -> None:

@@ -114,6 +114,16 @@ def test_fractions_are_budgets(digits_bundle: Path, tmp_path: Path) -> None:
     assert {row["eps"] for row in rows} == {8 / 255, 0.1}
 
 
+def test_without_attacks_the_clean_images_alone_are_measured(digits_bundle: Path, tmp_path: Path) -> None:
+    result = invoke(digits_bundle, "--data", "digits", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "flagged where at most" in result.output
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["rows"] == []
+    assert {row["promise"] for row in results["clean"]} >= {0.05, 0.01}
+    assert "False alarms" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
@@ -126,7 +136,6 @@ def test_fractions_are_budgets(digits_bundle: Path, tmp_path: Path) -> None:
         (("--attacks", "bim", "--eps", "0.1", "--steps", "1.5"), EvaluationError, "whole numbers"),
         (("--attacks", "fgsm", "--eps", "0.1", "--limit", "0"), EvaluationError, "limit"),
         (("--attacks", "fgsm", "--eps", "0.1", "--device", "tpu"), ConfigurationError, "device"),
-        ((), EvaluationError, "nothing to evaluate"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(
