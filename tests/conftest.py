@@ -19,6 +19,7 @@ from model.checkpoint import Checkpoint
 from model.config import Config, parse_config
 from model.train import train
 from model.training_log import Silent
+from tests.object_store import ENVIRONMENT, ObjectStore
 from tests.postgresql import Cluster
 
 # Servers that are started as they come keep what they flag somewhere, and it must not be the user's own folder.
@@ -118,22 +119,22 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def s3() -> Iterator[str]:
-    """The address of a server that speaks S3, which the environment names to every client."""
-    from moto.server import ThreadedMotoServer
+def object_store() -> Iterator[ObjectStore]:
+    """A private store that speaks S3, which the environment names to every client."""
+    folder = Path(tempfile.mkdtemp(prefix="lgm-s3-"))
+    store = ObjectStore(folder)
+    try:
+        store.start()
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in {"AWS_ENDPOINT_URL": store.address, **ENVIRONMENT}.items():
+                patch.setitem(os.environ, name, value)
+            yield store
+    finally:
+        store.stop()
+        shutil.rmtree(folder)
 
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    named = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in named.items():
-            patch.setitem(os.environ, name, value)
-        yield address
-    server.stop()
+
+@pytest.fixture
+def s3(object_store: ObjectStore) -> str:
+    """Its address."""
+    return object_store.address

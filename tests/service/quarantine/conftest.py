@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import boto3
+import fsspec
 import numpy as np
 import pytest
 
@@ -25,7 +25,7 @@ NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 @pytest.fixture
 def bucket(s3: str, request: pytest.FixtureRequest) -> str:
     name = f"b{abs(hash(request.node.nodeid))}"
-    boto3.client("s3", endpoint_url=s3).create_bucket(Bucket=name)
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir(name)
     return f"s3://{name}/quarantine"
 
 

@@ -6,6 +6,7 @@ import pytest
 from service.errors import QuarantineUnavailableError, SettingsError
 from service.quarantine.files import NPY, PNG, ImageFile
 from service.quarantine.store import Store
+from tests.object_store import ObjectStore
 
 ONE, TWO, THREE = ("1" * 64, "2" * 64, "3" * 64)
 
@@ -54,6 +55,20 @@ def test_a_server_that_is_not_there_is_unavailable(s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(QuarantineUnavailableError):
         Store("s3://elsewhere/files").put(ImageFile(b"one", PNG, ONE))
+
+
+def test_what_was_put_outlives_an_outage(bucket: str, object_store: ObjectStore) -> None:
+    store = Store(bucket)
+    store.put(ImageFile(b"one", PNG, ONE))
+    object_store.stop()
+    try:
+        with pytest.raises(QuarantineUnavailableError):
+            store.put(ImageFile(b"two", PNG, TWO))
+    finally:
+        object_store.start()
+    assert store.read(ONE, PNG) == b"one"
+    store.put(ImageFile(b"two", PNG, TWO))
+    assert store.read(TWO, PNG) == b"two"
 
 
 def test_an_unknown_kind_of_store_is_a_wrong_setting():
