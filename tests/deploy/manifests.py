@@ -1,7 +1,6 @@
 """Kubernetes manifests: built as `kubectl apply -k` would, and held against the schemas of their kinds."""
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,15 +14,10 @@ from kubernetes_validate.utils import latest_version, schema_contents
 from referencing import Registry, Resource
 
 HERE = Path(__file__).parent
+KUBECTL = Path(sys.executable).with_name("kubectl")  # the package's; Debian 12's does not know components
 FOLDER = HERE.parents[1] / "deploy" / "kubernetes"
 TARGETS = ("overlays/cpu", "overlays/gpu", "kserve", "kuberay")
 BUILT_IN = f"kubernetes-json-schema/v{latest_version()}-local-strict"
-
-
-def kubectl() -> str | None:
-    """Of the environment first: Debian 12's does not know components."""
-    beside = Path(sys.executable).with_name("kubectl")
-    return str(beside) if beside.exists() else shutil.which("kubectl")
 
 
 @cache
@@ -32,7 +26,7 @@ def build(target: str) -> tuple[dict[str, Any], ...]:
 
 
 def build_folder(folder: Path) -> tuple[dict[str, Any], ...]:
-    command = [str(kubectl()), "kustomize", str(folder)]
+    command = [KUBECTL, "kustomize", str(folder)]
     built = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     assert not built.stderr, built.stderr
     return tuple(yaml.safe_load_all(built.stdout))

@@ -15,13 +15,12 @@ import pytest
 import yaml
 
 from service.settings import PREFIX, Settings
-from tests.deploy.manifests import FOLDER, TARGETS, build, build_folder, faults, kubectl, pod_specs, written
+from tests.deploy.manifests import FOLDER, TARGETS, build, build_folder, faults, pod_specs, written
 from tests.deploy.promql import series_of
 from tests.deploy.test_monitoring import exported
 
 Document = dict[str, Any]
 WRITTEN = [pytest.param(document, id=f"{path.parent.name}/{path.name}") for path, document in written()]
-needs_kubectl = pytest.mark.skipif(kubectl() is None, reason="kubectl is not here")
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
@@ -35,7 +34,6 @@ def test_every_manifest_fits_the_schema_of_its_kind(document):
     assert faults(document) == []
 
 
-@needs_kubectl
 @every_target
 def test_every_target_builds_into_objects_that_fit_their_schemas(target):
     documents = build(target)
@@ -44,7 +42,6 @@ def test_every_target_builds_into_objects_that_fit_their_schemas(target):
     assert len(names) == len(set(names))
 
 
-@needs_kubectl
 def test_the_overlay_that_the_page_shows_builds(tmp_path):
     (shown,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     (tmp_path / "kustomization.yaml").write_text(shown)
@@ -140,7 +137,6 @@ def containers_of(target: str) -> list[tuple[Document, Document]]:
     return [(spec, container) for spec in specs for container in spec["containers"]]
 
 
-@needs_kubectl
 @every_target
 def test_settings_are_accepted_as_they_are_given(target, monkeypatch):
     for _, container in containers_of(target):
@@ -153,7 +149,6 @@ def test_settings_are_accepted_as_they_are_given(target, monkeypatch):
         assert settings.quarantine_store == "s3://lgm-guard/quarantine"
 
 
-@needs_kubectl
 @every_target
 def test_the_grace_is_longer_than_the_drain(target, monkeypatch):
     documents = build(target)
@@ -168,7 +163,6 @@ def test_the_grace_is_longer_than_the_drain(target, monkeypatch):
         assert grace > drain + shutdown
 
 
-@needs_kubectl
 @every_target
 def test_pods_keep_the_restricted_pod_security_standard_and_write_nowhere_else(target):
     for spec, container in containers_of(target):
@@ -189,7 +183,6 @@ def test_pods_keep_the_restricted_pod_security_standard_and_write_nowhere_else(t
         assert given["LGM_API_KEYS"].rpartition("/")[0] in mounted
 
 
-@needs_kubectl
 @every_target
 def test_secrets_are_referred_to_and_nowhere_written(target):
     documents = build(target)
@@ -201,7 +194,6 @@ def test_secrets_are_referred_to_and_nowhere_written(target):
         assert not re.search(r"://[^:/\s]+:[^@\s]+@|AKIA|PASSWORD", str(environment(container, documents)))
 
 
-@needs_kubectl
 @every_target
 def test_keys_are_readable_by_the_group_alone(target):
     for spec, _ in containers_of(target):
@@ -209,7 +201,6 @@ def test_keys_are_readable_by_the_group_alone(target):
         assert keys["defaultMode"] == 0o440  # else the service does not start
 
 
-@needs_kubectl
 @every_target
 def test_resources_are_bounded(target):
     for _, container in containers_of(target):
@@ -222,7 +213,6 @@ def test_resources_are_bounded(target):
     assert gpus == (["1"] if target == "overlays/gpu" else [None] * len(gpus))
 
 
-@needs_kubectl
 @pytest.mark.parametrize("target", ["overlays/cpu", "overlays/gpu", "kserve"])
 def test_probes_ask_the_routes_that_need_no_key(target):
     ((_, container),) = containers_of(target)
@@ -230,7 +220,6 @@ def test_probes_ask_the_routes_that_need_no_key(target):
     assert paths == {"startupProbe": "/readyz", "readinessProbe": "/readyz", "livenessProbe": "/healthz"}
 
 
-@needs_kubectl
 @pytest.mark.parametrize("target", ["overlays/cpu", "overlays/gpu"])
 def test_everything_selects_the_pods(target):
     documents = build(target)
