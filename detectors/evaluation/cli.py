@@ -81,14 +81,7 @@ def evaluate(
     if compare is not None:
         _compare(*compare, output)
         return
-    if data and images:
-        raise EvaluationError("--data and --images both name the test images; give one of them")
-    named = data or images
-    if bundle is None or named is None or output is None:
-        missing = "a bundle" if bundle is None else "--data (or --images)" if named is None else "--output"
-        raise EvaluationError(
-            f"{missing} is missing: lgm evaluate BUNDLE --data NAME --attacks fgsm --eps 0.1 --output OUT"
-        )
+    bundle, named, output = _named(bundle, data, images, output)
     settings = Settings(
         data=named,
         attacks=_words(attacks),
@@ -114,13 +107,32 @@ def evaluate(
     check_folder(output, settings.fingerprint(*inputs.facts))
     if engine == "process":
         _evaluate(inputs, output, OneProcess(inputs.screener))
-        return
+    else:
+        gpus = gpus_per_actor or float(device != "cpu")
+        _evaluate_with_ray(inputs, output, bundle, device=device, address=address, actors=actors, gpus=gpus)
+
+
+def _named(bundle: Path | None, data: str | None, images: str | None, output: Path | None) -> tuple[Path, str, Path]:
+    """The bundle, its test images and the output; --compare needs none of them, so none is the parser's to demand."""
+    if data and images:
+        raise EvaluationError("--data and --images both name the test images; give one of them")
+    named = data or images
+    if bundle is None or named is None or output is None:
+        missing = "a bundle" if bundle is None else "--data (or --images)" if named is None else "--output"
+        raise EvaluationError(
+            f"{missing} is missing: lgm evaluate BUNDLE --data NAME --attacks fgsm --eps 0.1 --output OUT"
+        )
+    return bundle, named, output
+
+
+def _evaluate_with_ray(
+    inputs: Inputs, output: Path, bundle: Path, *, device: str, address: str | None, actors: int | None, gpus: float
+) -> None:
     from detectors.distributed.cluster import Workers
     from detectors.distributed.evaluating import Attacked, ray_engine
 
     attacked = Attacked(bundle=bundle.resolve(), version=inputs.manifest.version, device=device)
-    workers = Workers(num=actors, gpus=gpus_per_actor or float(device != "cpu"))
-    with ray_engine(attacked, address, workers) as spread:
+    with ray_engine(attacked, address, Workers(num=actors, gpus=gpus)) as spread:
         _evaluate(inputs, output, spread)
 
 
