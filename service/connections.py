@@ -24,7 +24,7 @@ MAX_KEPT_BYTES = 16 * 1024
 MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
 
 
-class HeadTooLargeError(Exception):
+class RefusedHeadError(Exception):
     """Raised into the parser, which stops."""
 
 
@@ -137,7 +137,9 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if len(self.headers) > MAX_HEADERS or self._head_is_too_large():
             self._refusal = self._too_large()
-            raise HeadTooLargeError
+            raise RefusedHeadError
+        if not self._is_surely_framed():
+            raise RefusedHeadError
         self._in_head = False
         self._house.idle.pop(self, None)
         self._await_client(self._house.body_timeout_seconds)
@@ -177,7 +179,7 @@ class Connection(HttpToolsProtocol):
         status, code, detail = self._refusal
         self._house.on_refusal(code)
         if self._refused or self._owes_an_answer():
-            return self.transport.close()
+            return self._close_after_answers()
         body = to_json(
             {
                 "type": f"urn:lgm-guard:problem:{code}",
@@ -190,6 +192,13 @@ class Connection(HttpToolsProtocol):
         head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head % len(body) + body)
         self.transport.close()
+
+    def _close_after_answers(self) -> None:
+        """Those to requests that came whole before; one whose body is what cannot be read gets none."""
+        if self._refused or (self._in_message and not self._in_head):
+            return self.transport.close()
+        self.cycle.keep_alive = False  # the last in the queue
+        self._due = math.inf
 
     def _refuse(self) -> bool:
         """Whether all that can be said to this request is said."""
@@ -244,6 +253,13 @@ class Connection(HttpToolsProtocol):
 
     def _has_unanswered(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+
+    def _is_surely_framed(self) -> bool:
+        """Whether every reader takes it for the same request: one Host, and no coding of the body but chunks."""
+        hosts = [name for name, _ in self.headers if name == b"host"]
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        has_host = len(hosts) == 1 or (not hosts and self.parser.get_http_version() == "1.0")
+        return has_host and (not codings or [coding.lower() for coding in codings] == [b"chunked"])
 
     def _head_is_too_large(self) -> bool:
         limit = self._house.max_head_bytes

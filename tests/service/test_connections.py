@@ -151,6 +151,9 @@ SMUGGLED = {
     "a zero byte in a header": POST + b"x: a\0b\r\n\r\n",
     "an endless chunk size": POST + b"transfer-encoding: chunked\r\n\r\nfffffffffffffffff\r\n",
     "a chunk size that is none": POST + b"transfer-encoding: chunked\r\n\r\n4 x\r\nabcd\r\n0\r\n\r\n",
+    "no host": b"GET / HTTP/1.1\r\nx: a\r\n\r\n",
+    "two hosts": POST + b"host: b\r\n\r\n",
+    "a coding within the chunks": POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "another protocol": b"SSH-2.0-OpenSSH_9.9\r\n",
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
@@ -165,6 +168,26 @@ def test_what_two_readers_could_read_differently_is_refused(request_bytes):
         assert b"/path" not in answer
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:lgm-guard:problem:malformed-http"
+        assert site.refused == {"malformed-http": 1}
+
+    run(scenario)
+
+
+def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request():
+    async def scenario(site: Site) -> None:
+        answer = await site.ask(POST + b"content-length: 1\r\n\r\na" + b"garbage\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 200 OK")
+        assert answer.count(b"HTTP/1.1") == 1
+
+    run(scenario)
+
+
+def test_what_came_whole_is_answered_before_what_follows_ends_the_connection():
+    async def scenario(site: Site) -> None:
+        answer = await site.ask(POST + b"content-length: 3\r\n\r\nabc" + GET + b"\0\0 garbage\r\n\r\n" + GET)
+        assert b'"body": 3}' in answer
+        assert answer.count(b"HTTP/1.1 200 OK") == 2
+        assert b"HTTP/1.1 400" not in answer
         assert site.refused == {"malformed-http": 1}
 
     run(scenario)
@@ -376,13 +399,6 @@ def test_nothing_is_kept_of_connections_that_are_gone():
     run(scenario)
 
 
-def test_a_refusal_is_never_taken_for_the_answer_to_an_earlier_request():
-    async def scenario(site: Site) -> None:
-        assert await site.ask(POST + b"content-length: 1\r\n\r\na" + b"garbage\r\n\r\n") == b""
-
-    run(scenario)
-
-
 NO = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno"
 
 
@@ -478,7 +494,9 @@ def test_whole_requests_that_are_not_refused_go_on():
     async def scenario(site: Site) -> None:
         reader, writer = await site.connect()
         for given_id in (b"one", b"two"):
-            writer.write(b"POST /3?a=b HTTP/1.1\r\nX-Request-ID:" + given_id + b"\r\ncontent-length: 3\r\n\r\nabc")
+            writer.write(
+                b"POST /3?a=b HTTP/1.1\r\nhost: a\r\nX-Request-ID:" + given_id + b"\r\ncontent-length: 3\r\n\r\nabc"
+            )
             assert b'"body": 3}' in await reader.readuntil(b"}   ")
         assert sorted(set(asked)) == [(b"POST", b"/3?a=b", b"one"), (b"POST", b"/3?a=b", b"two")]
 
@@ -536,7 +554,7 @@ def test_what_waits_for_its_turn_comes_in_order(run_busy):
         connections = [await site.connect() for _ in range(30)]
         body = b"x" * 300_000
         for number, (_, writer) in enumerate(connections):
-            head = b"POST /%d HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % (number, len(body) + number)
+            head = b"POST /%d HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % (number, len(body) + number)
             writer.write(head + body + b"y" * number + GET)
         for number, (reader, _) in enumerate(connections):
             answers = await reader.readuntil(b"/path")
