@@ -1,10 +1,10 @@
 """What one server process holds while it runs."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from service.access import Access
 from service.dashboard.parent import Dashboard
@@ -24,6 +24,9 @@ from service.registry import Registry
 from service.settings import Settings
 from service.shared_rate_limit import limiter_of
 from service.tracing import Spans, spans_of
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,11 +81,18 @@ class Runtime:
         if self.ward is not None:
             await asyncio.to_thread(self.ward.close)
 
-    def quarantine(self) -> Quarantine:
-        """Raises UnknownItemError where nothing is kept."""
+    async def ask_quarantine(
+        self,
+        call: Callable[Concatenate[Quarantine, Parameters], Result],
+        *args: Parameters.args,
+        **kwargs: Parameters.kwargs,
+    ) -> Result:
+        """Off the event loop. Raises what the call raises, QuarantineUnavailableError, and UnknownItemError where
+        nothing is kept.
+        """
         if self.ward is None:
             raise UnknownItemError("nothing is kept here: the setting quarantine is off")
-        return self.ward.quarantine
+        return await self.ward.threads.run(call, self.ward.quarantine, *args, **kwargs)
 
     def offer(self, engine: Engine, images: Floats, judgements: Judgements, state: Mapping[str, Any]) -> None:
         """Let the quarantine have what it keeps of images that were judged; state is the request's."""

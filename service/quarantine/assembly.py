@@ -15,6 +15,7 @@ from service.quarantine.quarantine import Quarantine
 from service.quarantine.records import Why
 from service.quarantine.retention import Retention
 from service.quarantine.store import Store
+from service.quarantine.threads import QuarantineThreads
 from service.quarantine.upkeep import Upkeep
 from service.quarantine.writer import Writer
 from service.settings import Settings
@@ -24,15 +25,17 @@ CLOSE_SECONDS = 10.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ward:
-    """Capture is the way in, quarantine the way to look at it, writer the thread between."""
+    """Capture is the way in, quarantine the way to look at it, in threads; writer is the thread between."""
 
     quarantine: Quarantine
     capture: Capture
     writer: Writer
+    threads: QuarantineThreads
 
     def close(self) -> None:
         """Write what waits, then let go of the database."""
         self.writer.close(CLOSE_SECONDS)
+        self.threads.close()
         self.quarantine.close()
 
 
@@ -58,6 +61,7 @@ def ward_of(settings: Settings, metrics: Metrics) -> Ward | None:
             Upkeep(quarantine, retention, metrics),
             metrics,
         ),
+        threads=QuarantineThreads(),
     )
 
 

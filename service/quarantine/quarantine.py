@@ -1,4 +1,4 @@
-"""The quarantine as whoever reviews sees it. Every call may block: off the event loop, by asyncio.to_thread."""
+"""The quarantine as whoever reviews sees it. Every call may block: off the event loop, by QuarantineThreads."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -101,7 +101,7 @@ class Quarantine:
         """The oldest first; also of an item that is no more. Raises UnknownItemError where there is neither."""
         query = select(audit).where(audit.c.item_id == item_id).order_by(audit.c.number)
         with self._database.reading() as connection:
-            lines = tuple(_line(row) for row in connection.execute(query).mappings())
+            lines = tuple(_line(row) for row in connection.execute(query).mappings()) if is_id(item_id) else ()
             if not lines:
                 _row(connection, item_id)
         return lines

@@ -1,9 +1,9 @@
 """What the quarantine tells: items, pages of them, and the lines of their audit."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator
 
 from service.schemas import DetectorSays
 
@@ -93,6 +93,14 @@ class Filter(Record):
         default=None, max_length=64, pattern=NO_NUL, description="Of the request that brought it."
     )
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$", description="SHA-256 of the kept file.")
+
+    @field_validator("since", "until")
+    @classmethod
+    def _in_utc(cls, moment: datetime | None) -> datetime | None:
+        try:
+            return moment if moment is None else moment.astimezone(UTC)
+        except OverflowError:
+            raise ValueError("lies outside the years 1 to 9999 of UTC") from None
 
 
 class Page(Record):

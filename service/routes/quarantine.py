@@ -1,6 +1,5 @@
 """What was kept: looking at it, saying what it was, deleting it."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -8,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from service.errors import InvalidParametersError, MalformedBodyError, MissingPreconditionError, faults_of
 from service.forms import read_body
-from service.quarantine.quarantine import MOST_LISTED
+from service.quarantine.quarantine import MOST_LISTED, Quarantine
 from service.quarantine.records import NO_NUL, AuditLine, Filter, Item, State
 from service.routes.context import runtime_of
 from service.schemas import Problem
@@ -48,15 +47,15 @@ class Audit(BaseModel):
 
 @router.get("", summary="Items by filter, and how many there are in each state", responses=refusals(422))
 async def list_items(request: Request, asked: Annotated[Listing, Query()]) -> ListedItems:
-    quarantine = runtime_of(request).quarantine()
-    page = await asyncio.to_thread(quarantine.list, asked, cursor=asked.cursor, limit=asked.limit)
-    counts = await asyncio.to_thread(quarantine.counts, asked.model_copy(update={"state": None}))
+    ask = runtime_of(request).ask_quarantine
+    page = await ask(Quarantine.list, asked, cursor=asked.cursor, limit=asked.limit)
+    counts = await ask(Quarantine.counts, asked.model_copy(update={"state": None}))
     return ListedItems(items=page.items, next_cursor=page.next_cursor, counts=dict(counts))
 
 
 @router.get("/{item_id}", summary="One item; its ETag is what a review must name", responses=refusals())
 async def get_item(request: Request, response: Response, item_id: str) -> Item:
-    item = await asyncio.to_thread(runtime_of(request).quarantine().get, item_id)
+    item = await runtime_of(request).ask_quarantine(Quarantine.get, item_id)
     response.headers["etag"] = _etag(item)
     return item
 
@@ -68,12 +67,12 @@ async def get_item(request: Request, response: Response, item_id: str) -> Item:
     responses={**refusals(), 200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}},
 )
 async def get_image(request: Request, item_id: str) -> Response:
-    return Response(await asyncio.to_thread(runtime_of(request).quarantine().image, item_id), media_type="image/png")
+    return Response(await runtime_of(request).ask_quarantine(Quarantine.image, item_id), media_type="image/png")
 
 
 @router.get("/{item_id}/audit", summary="Who did what to it, also once it is gone", responses=refusals())
 async def get_audit(request: Request, item_id: str) -> Audit:
-    return Audit(lines=await asyncio.to_thread(runtime_of(request).quarantine().audit, item_id))
+    return Audit(lines=await runtime_of(request).ask_quarantine(Quarantine.audit, item_id))
 
 
 @router.patch(
@@ -95,11 +94,10 @@ async def review_item(
 ) -> Item:
     """Two reviewers never overwrite each other: whoever decided on what has changed since gets 412."""
     runtime = runtime_of(request)
-    quarantine = runtime.quarantine()
     body = await read_body(request.receive, timeout_seconds=runtime.settings.request_timeout_seconds)
     review, revision = _review(body), _revision(if_match)
-    item = await asyncio.to_thread(
-        quarantine.review,
+    item = await runtime.ask_quarantine(
+        Quarantine.review,
         item_id,
         review.state,
         reviewer=_caller(request),
@@ -112,7 +110,7 @@ async def review_item(
 
 @router.delete("/{item_id}", summary="Forget it: row and bytes", status_code=204, responses=refusals())
 async def delete_item(request: Request, item_id: str) -> Response:
-    await asyncio.to_thread(runtime_of(request).quarantine().delete, item_id, who=_caller(request))
+    await runtime_of(request).ask_quarantine(Quarantine.delete, item_id, who=_caller(request))
     return Response(status_code=204)
 
 

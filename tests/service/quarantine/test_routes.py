@@ -139,7 +139,7 @@ def test_floats_between_levels_are_kept_to_the_bit(client, abnormal_file):
     client.post("/v1/predict", **given).raise_for_status()
     (item,) = await_items(client, "r4", 1)
     assert item["media_type"] == "application/x-npy"
-    kept = client.app.state.runtime.quarantine().pixels(item["id"])
+    kept = client.app.state.runtime.ward.quarantine.pixels(item["id"])
     np.testing.assert_array_equal(kept, image.astype(np.float32)[None])
     assert client.get(f"{URL}/{item['id']}/image").content.startswith(b"\x89PNG")
 
@@ -242,6 +242,8 @@ def test_other_reviews_are_refused_and_change_nothing(desk, item, body):
         ("digest=7", "digest"),
         ("stat=new", "stat"),
         ("label=%00", "label"),
+        ("since=0001-01-01T00:00:00%2B14:00", "since"),
+        ("until=9999-12-31T23:59:59-14:00", "until"),
     ],
 )
 def test_a_wrong_question_is_refused_by_its_field(desk, query, field):
@@ -249,6 +251,11 @@ def test_a_wrong_question_is_refused_by_its_field(desk, query, field):
     assert response.status_code == 422
     assert [fault["field"] for fault in response.json()["errors"]] == [field]
     assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["%00", "%00/audit", "%00/image", "nobody/audit"])
+def test_what_is_no_id_is_unknown(desk, path):
+    assert desk.get(f"{URL}/{path}").status_code == 404
 
 
 def test_deleted_is_gone_but_for_the_audit(desk, item):
