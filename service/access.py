@@ -35,6 +35,7 @@ LEAST_ROLES: dict[str, tuple[Role, Role]] = {
     "/v2/models": (Role.PREDICT, Role.PREDICT),
 }
 UNLISTED = (Role.ADMIN, Role.ADMIN)
+MAX_HOST_LENGTH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +105,18 @@ def least_role(method: str, path: str) -> Role:
 def client_network(client: tuple[str, int] | None) -> str:
     """The client's address; of IPv6 the network that one subscriber has, who could else be 2^64 clients."""
     host = client[0] if client else "unknown"
-    return _subscriber(host) if ":" in host else host
+    return _subscriber(host[:MAX_HOST_LENGTH])
 
 
 @lru_cache(maxsize=4096)
 def _subscriber(host: str) -> str:
-    address = ipaddress.IPv6Address(host.partition("%")[0])
+    """A trusted proxy may hand on whatever its own client called itself; that is taken as it is."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address):
+        return host
     return str(address.ipv4_mapped or ipaddress.IPv6Network((address, 64), strict=False))
 
 

@@ -12,7 +12,7 @@ from service.dashboard.forwarding import Forwarding
 from service.docs import router as docs_router
 from service.fast_routes import FastRoutes
 from service.limits import Limits
-from service.middleware import BodyLimit, Observation, RequestIdentity
+from service.middleware import BodyLimit, HeadAsGet, Observation, RequestIdentity
 from service.openapi import describe
 from service.routes import inference, models, monitor, operations, predict, quarantine, whoami
 from service.runtime import Runtime
@@ -43,6 +43,7 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.include_router(quarantine.router)
     app.include_router(monitor.router)
     app.include_router(docs_router)
+    app.add_middleware(HeadAsGet)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     app.add_middleware(Limits, flight=runtime.flight, limiter=runtime.limiter, runtime=runtime)

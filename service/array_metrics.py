@@ -63,6 +63,20 @@ class ArrayHistogram(Collector):
         return list(zip(names, counts.cumsum().astype(float).tolist(), strict=True))
 
 
+class WithoutLoneCounts(Collector):
+    """Families as OpenMetrics has them: no count of a histogram without a sum, as that of negative values is."""
+
+    def __init__(self, collector: Collector):
+        self._collector = collector
+
+    def collect(self) -> Iterable[Metric]:
+        for family in self._collector.collect():
+            names = {sample.name for sample in family.samples}
+            if family.type == "histogram" and f"{family.name}_sum" not in names:
+                family.samples = [sample for sample in family.samples if sample.name != f"{family.name}_count"]
+            yield family
+
+
 class ClassCounter(Collector):
     """Images by label and decision. Labels beyond the first MOST_LABELS are one."""
 

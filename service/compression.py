@@ -8,12 +8,14 @@ from service.errors import BodyTooLargeError, FieldFault, MalformedBodyError, Un
 WINDOWS = {"gzip": zlib.MAX_WBITS + 16, "deflate": zlib.MAX_WBITS}
 
 
-def check_encoding(encoding: str) -> None:
-    """Raises UnsupportedMediaError for a content-encoding that is not taken."""
+def check_encoding(given: str) -> str:
+    """The content-encoding in lower case. Raises UnsupportedMediaError for one that is not taken."""
+    encoding = given.strip().lower()
     if encoding not in ("", "identity", *WINDOWS):
         raise UnsupportedMediaError(
             FieldFault("content-encoding", f"{encoding[:64]} is not taken; send {', '.join(WINDOWS)} or identity")
         )
+    return encoding
 
 
 def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:

@@ -4,8 +4,9 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -76,6 +77,8 @@ class Engine:
         self._threads = ThreadPoolExecutor(max_workers=available_cpus(), thread_name_prefix="lgm-decode")
         self._preparing = 0
         self._most_preparing = settings.queue_capacity
+        self._num_users = 0
+        self._unused = asyncio.Event()
 
     @classmethod
     async def load(cls, bundle: Path, *, settings: Settings, metrics: Metrics, traffic: Traffic) -> "Engine":
@@ -128,6 +131,17 @@ class Engine:
         """Images that wait for a device."""
         return self._batcher.depth
 
+    @contextmanager
+    def in_use(self) -> Iterator["Engine"]:
+        """Until a request's end: `close` waits for it, so that what was taken is decoded, judged and answered."""
+        self._num_users += 1
+        try:
+            yield self
+        finally:
+            self._num_users -= 1
+            if self._num_users == 0:
+                self._unused.set()
+
     def check_room(self, count: int = 1) -> None:
         """Raises OverloadedError, NotReadyError where so many images more would not be taken."""
         self._batcher.check_room(count)
@@ -167,7 +181,10 @@ class Engine:
         return judgements
 
     async def close(self) -> None:
-        """Answer what was taken, then end the workers."""
+        """Answer what was taken, then end the workers. Nobody must be able to take it into use any more."""
+        while self._num_users:
+            self._unused.clear()
+            await self._unused.wait()
         await self._batcher.drain()
         await self._workers.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)

@@ -122,6 +122,22 @@ class Observation:
         return status >= 400 or random.random() < self._runtime.settings.access_log_share
 
 
+class HeadAsGet:
+    """HEAD is answered as GET would be; the server sends no body of it."""
+
+    def __init__(self, app: ASGIApp):
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            return await self._app(scope, receive, send)
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive, send)
+        finally:
+            scope["route"] = inner.get("route")
+
+
 class BodyLimit:
     """Raises BodyTooLargeError to whoever reads a body past the limit, whatever its head promised."""
 

@@ -65,6 +65,11 @@ class Registry:
         keys = [(name, self._active[name]) for name in names]
         return [self._engines[key] for key in keys if key in self._engines]
 
+    def versions(self, name: str) -> list[str]:
+        """Those loaded of a name, the active one first."""
+        loaded = sorted(version for known, version in self._engines if known == name)
+        return sorted(loaded, key=lambda version: not self.is_active(name, version))
+
     def is_default(self, name: str) -> bool:
         return name == self._default
 

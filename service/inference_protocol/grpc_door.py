@@ -78,9 +78,7 @@ class Method:
             data = await self._read(received)
             num_bytes = len(data)
             flight.hold(num_bytes)
-            answer = await self._respond(data, call)
-            await self._charge(caller, call)
-            return answer
+            return await self._charged(data, caller, call)
         finally:
             flight.leave(caller, num_bytes)
 
@@ -103,6 +101,16 @@ class Method:
         call.announce(limiter, allowance)
         if not allowance.granted:
             raise RateLimitedError(allowance.retry_after_seconds)
+
+    async def _charged(self, data: bytes, caller: str, call: Call) -> bytes:
+        """Images are paid for whatever the answer is."""
+        try:
+            answer = await self._respond(data, call)
+        except ServiceError:
+            await self._charge(caller, call)
+            raise
+        await self._charge(caller, call)
+        return answer
 
     async def _charge(self, caller: str, call: Call) -> None:
         limiter, further = self._runtime.limiter, call.state.get("num_images", 1) - 1

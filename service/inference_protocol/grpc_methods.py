@@ -40,7 +40,8 @@ async def server_metadata_of(runtime: Runtime, request: Any, state: State) -> An
 
 
 async def model_metadata_of(runtime: Runtime, request: Any, state: State) -> Any:
-    return grpc_messages.model_metadata_message(model_metadata(_engine(runtime, request.name, request.version)))
+    engine = _engine(runtime, request.name, request.version)
+    return grpc_messages.model_metadata_message(model_metadata(runtime, engine))
 
 
 async def model_infer(runtime: Runtime, request: Any, state: State) -> Any:
@@ -50,8 +51,8 @@ async def model_infer(runtime: Runtime, request: Any, state: State) -> Any:
     deadline = deadline_of(None, limit_seconds=settings.request_timeout_seconds)
     work = partial(grpc_messages.decode, request, engine.image_format, max_instances=settings.max_instances)
     cheap = bool(request.raw_input_contents) and request.ByteSize() <= CHEAP_BYTES
-    inference, judgements = await judge(runtime, engine, work, state=state, deadline=deadline, cheap=cheap)
-    state["num_images"] = len(judgements)
+    with engine.in_use():
+        inference, judgements = await judge(runtime, engine, work, state=state, deadline=deadline, cheap=cheap)
     return grpc_messages.encode(engine, inference, judgements)
 
 

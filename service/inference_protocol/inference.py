@@ -1,7 +1,7 @@
 """One inference of the protocol, whatever brought it: decode within the limits, judge within the time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -50,20 +50,21 @@ async def judge(
     engine: Engine,
     decode: Callable[[], Inference],
     *,
-    state: Mapping[str, Any],
+    state: MutableMapping[str, Any],
     deadline: float,
     cheap: bool,
     abandoned: Callable[[], bool] = _stays,
 ) -> tuple[Inference, Judgements]:
     """Decode and judge. What is cheap to decode is not worth the way to another thread and back.
 
-    state: the request's, with its id and who sent it. deadline: in time.monotonic() seconds. abandoned: whether the
-    caller has gone, asked before late work starts.
+    state: the request's, with its id and who sent it; is told how many images there are. deadline: in
+    time.monotonic() seconds. abandoned: whether the caller has gone, asked before late work starts.
     Raises what decode raises, DeadlineError, OverloadedError, NotReadyError, InferenceError.
     """
     started = time.monotonic()
     with recorded("decode"):
         inference = decode() if cheap else await engine.prepare(partial(_decode_in_time, decode, deadline))
+    state["num_images"] = len(inference.images)
     if inference.timeout_seconds is not None:
         deadline = min(deadline, started + inference.timeout_seconds)
     judgements = await engine.screen(inference.images, deadline, abandoned=abandoned)

@@ -8,6 +8,7 @@ from service.engine import Engine
 from service.inference_protocol.outputs import OUTPUTS, Output
 from service.inference_protocol.schemas import ModelMetadata, Scalar, ServerMetadata, TensorMetadata
 from service.inference_protocol.tensors import DATATYPES, IMAGES
+from service.runtime import Runtime
 
 EXTENSIONS = ["binary_tensor_data"]
 PLATFORM = "lgmguard_bundle"
@@ -17,8 +18,11 @@ def server_metadata() -> ServerMetadata:
     return ServerMetadata(name="lgm-guard", version=version("lgm-guard"), extensions=EXTENSIONS)
 
 
-def model_metadata(engine: Engine) -> ModelMetadata:
-    """The protocol has one datatype a tensor; the others it takes stand in its parameters."""
+def model_metadata(runtime: Runtime, engine: Engine) -> ModelMetadata:
+    """The protocol has one datatype a tensor; the others it takes stand in its parameters.
+
+    versions: all that are loaded and may be asked for, the active one first.
+    """
     images = TensorMetadata(
         name=IMAGES,
         datatype="FP32",
@@ -27,7 +31,7 @@ def model_metadata(engine: Engine) -> ModelMetadata:
     )
     return ModelMetadata(
         name=engine.name,
-        versions=[engine.version],
+        versions=runtime.registry.versions(engine.name),
         platform=PLATFORM,
         inputs=[images],
         outputs=[_output(name, output, engine) for name, output in OUTPUTS.items()],

@@ -25,6 +25,6 @@ def truth(field: str, parameters: Mapping[str, Any], name: str, *, default: bool
 def timeout_seconds(parameters: Mapping[str, Any]) -> float | None:
     """Triton's `timeout`, in microseconds; 0 is none."""
     microseconds = parameters.get("timeout", 0)
-    if type(microseconds) is not int or microseconds < 0:
-        raise InvalidInputError(FieldFault("parameters.timeout", "must be a number of microseconds"))
+    if type(microseconds) is not int or not 0 <= microseconds < 2**63:
+        raise InvalidInputError(FieldFault("parameters.timeout", "must be a number of microseconds, 0 to 2^63 - 1"))
     return microseconds / 1e6 if microseconds else None

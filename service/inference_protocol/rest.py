@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from model.images import ImageFormat
+from service.compression import decompress
 from service.engine import Engine
 from service.errors import FieldFault, InvalidInputError, MalformedBodyError
-from service.inference_protocol.compression import decompress
 from service.inference_protocol.inference import Inference, RequestedOutput
 from service.inference_protocol.outputs import OUTPUTS, check_names
 from service.inference_protocol.parameters import refuse_extensions, timeout_seconds, truth

@@ -5,10 +5,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from service.compression import check_encoding
 from service.deadlines import HEADER, deadline_of
 from service.disconnects import hung_up
 from service.forms import read_body
-from service.inference_protocol.compression import check_encoding
 from service.inference_protocol.inference import judge, ready_engine
 from service.inference_protocol.metadata import model_metadata, server_metadata
 from service.inference_protocol.rest import HEADER_LENGTH, Form, decode, encode, header_length
@@ -58,12 +58,14 @@ REFUSALS: dict[int | str, Any] = {status: {"model": Problem} for status in (404,
 
 @router.get(MODEL, summary="A model's inputs and outputs", responses=REFUSALS)
 async def model(request: Request, name: str) -> ModelMetadata:
-    return model_metadata(runtime_of(request).engine_for(name))
+    runtime = runtime_of(request)
+    return model_metadata(runtime, runtime.engine_for(name))
 
 
 @router.get(VERSION, summary="A version's inputs and outputs", responses=REFUSALS)
 async def model_version(request: Request, name: str, version: str) -> ModelMetadata:
-    return model_metadata(runtime_of(request).engine_for(name, version))
+    runtime = runtime_of(request)
+    return model_metadata(runtime, runtime.engine_for(name, version))
 
 
 @router.get(MODEL + "/ready", summary="Whether a model answers", responses=REFUSALS)
@@ -104,30 +106,28 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
     runtime.engine_for(name, version).check_room()  # before anything is read
     deadline = deadline_of(dict(request.scope["headers"]).get(HEADER), limit_seconds=settings.request_timeout_seconds)
     form = Form(
-        encoding=request.headers.get("content-encoding", "").lower(),
+        encoding=check_encoding(request.headers.get("content-encoding", "")),
         header_length=header_length(request.headers.get(HEADER_LENGTH)),
     )
-    check_encoding(form.encoding)
     body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
-    engine = runtime.engine_for(name, version)  # again: another may be active by now
-    work = partial(
-        decode,
-        body,
-        form,
-        engine.image_format,
-        max_body_bytes=settings.max_body_bytes,
-        max_instances=settings.max_instances,
-    )
-    inference, judgements = await judge(
-        runtime,
-        engine,
-        work,
-        state=request.scope["state"],
-        deadline=deadline,
-        cheap=_is_cheap(form, len(body)),
-        abandoned=hung_up(request.receive),
-    )
-    request.scope["state"]["num_images"] = len(judgements)
+    with runtime.engine_for(name, version).in_use() as engine:  # again: another may be active by now
+        work = partial(
+            decode,
+            body,
+            form,
+            engine.image_format,
+            max_body_bytes=settings.max_body_bytes,
+            max_instances=settings.max_instances,
+        )
+        inference, judgements = await judge(
+            runtime,
+            engine,
+            work,
+            state=request.scope["state"],
+            deadline=deadline,
+            cheap=_is_cheap(form, len(body)),
+            abandoned=hung_up(request.receive),
+        )
     content, length = encode(engine, inference, judgements)
     if length is None:
         return Response(content, media_type="application/json")

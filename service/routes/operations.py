@@ -5,6 +5,7 @@ from importlib.metadata import version
 from fastapi import APIRouter, Request, Response
 from prometheus_client.exposition import choose_encoder
 
+from service.array_metrics import WithoutLoneCounts
 from service.routes.context import runtime_of
 from service.schemas import Health, Index, Model, Problem, Readiness
 
@@ -46,4 +47,6 @@ async def ready(request: Request) -> Readiness:
 )
 async def metrics(request: Request) -> Response:
     encode, content_type = choose_encoder(request.headers.get("accept", ""))
-    return Response(encode(runtime_of(request).metrics.registry), media_type=content_type)
+    registry = runtime_of(request).metrics.registry
+    is_open_metrics = content_type.startswith("application/openmetrics-text")
+    return Response(encode(WithoutLoneCounts(registry) if is_open_metrics else registry), media_type=content_type)

@@ -150,6 +150,18 @@ def test_a_call_pays_for_its_images_from_the_allowance_that_http_has_too(run, im
     run(scenario, rate_limit=0.001, rate_limit_burst=5)
 
 
+def test_a_call_that_fails_pays_too(run, images):
+    async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
+        with held(runtime):
+            message = raw(images[:4])
+            message.parameters["timeout"].int64_param = 20_000
+            refused = await outcome(channel, "ModelInfer", message)
+        assert refused.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert (await runtime.limiter.take("127.0.0.1")).remaining == 5
+
+    run(scenario, rate_limit=0.001, rate_limit_burst=10)
+
+
 def test_metadata_is_limited_as_heads_are(run, images):
     async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
         metadata = [("x-padding", "a" * 10_000)]

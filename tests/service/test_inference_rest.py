@@ -227,6 +227,12 @@ def test_compressed_bodies_that_are_not(make_client):
     check_problem(response, 415, "content-encoding", "br is not taken; send gzip, deflate or identity")
 
 
+@pytest.mark.parametrize("timeout", [-1, 2**63, 10**400, 0.5, True, "1"])
+def test_a_timeout_that_is_none(client, images, timeout):
+    response = client.post(URL, json={**request_of(images), "parameters": {"timeout": timeout}})
+    check_problem(response, 422, "parameters.timeout", "must be")
+
+
 def test_a_flagged_image_is_withheld_where_the_policy_says_so(make_client, images, digits_screener):
     noise = np.random.default_rng(0).integers(0, 256, (40, 1, 8, 8), dtype=np.uint8)
     batch = np.concatenate([images, noise])

@@ -13,6 +13,7 @@ from service.limits import Limits
 from service.rate_limit import TokenBuckets
 from service.runtime import Runtime
 from service.settings import load_settings
+from tests.service.conftest import workers_held
 
 URL = "/v1/predict"
 PNG = {"content-type": "image/png"}
@@ -146,6 +147,19 @@ def test_a_request_pays_for_all_its_images():
         assert (await site.ask())[1]["retry-after"] == "7"
 
     run(scenario)
+
+
+def test_images_are_paid_for_whatever_the_answer_is(make_client, digit_files):
+    client = make_client(rate_limit=0.001, rate_limit_burst=20)
+    bad = client.post(URL, files=[("image", ("a", b"bad"))] * 4)
+    assert (bad.status_code, bad.headers["ratelimit"].partition(";t=")[0]) == (422, '"images";r=16')
+    with workers_held(client):
+        files = [("image", ("a", digit_files[0]))] * 5
+        late = client.post(URL, files=files, headers={"x-deadline-ms": "20"})
+        tensor = {"name": "images", "datatype": "UINT8", "shape": [6, 1, 8, 8], "data": [0] * 384}
+        later = client.post("/v2/models/digits/infer", json={"inputs": [tensor], "parameters": {"timeout": 20_000}})
+    assert (late.status_code, late.headers["ratelimit"].partition(";t=")[0]) == (504, '"images";r=11')
+    assert (later.status_code, later.headers["ratelimit"].partition(";t=")[0]) == (504, '"images";r=5')
 
 
 def test_the_app_counts_its_images(make_client, digit_files):

@@ -4,11 +4,14 @@ import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
+from service.cpus import available_cpus
+from service.engine import Engine
 from tests.bundles import changed, with_other_card, with_other_scores
 
 URL = "/v1/models"
@@ -81,6 +84,9 @@ def test_activation_and_rollback(client, first, second, digit_files):
 def test_a_version_can_be_loaded_beside_the_active_one_and_unloaded(client, first, second, digit_files):
     assert client.post(f"{second}/load").status_code == 200
     assert states(client) == ["active", "loaded"]
+    for path in (first, second):
+        described = client.get(path.replace(URL, "/v2/models")).json()
+        assert described["versions"] == [first.rsplit("/", 1)[1], second.rsplit("/", 1)[1]]
     assert served(client, digit_files[0]) == first
     assert "lgm_worker_up 2.0" in client.get("/metrics").text
     refused = client.delete(first)
@@ -90,6 +96,38 @@ def test_a_version_can_be_loaded_beside_the_active_one_and_unloaded(client, firs
     assert states(client) == ["active", "available"]
     assert "lgm_worker_up 1.0" in client.get("/metrics").text
     assert client.delete(second).status_code == 404
+
+
+def test_what_a_version_has_taken_is_answered_by_it_before_it_is_unloaded(client, first, second, digits_images):
+    """Also what still waits to be decoded: here until the version is being unloaded."""
+    runtime = client.app.state.runtime
+    old = runtime.engine_for()
+    body = {"instances": (digits_images[:100].float() / 255).tolist()}  # too many to be decoded in passing
+    with ThreadPoolExecutor(2) as pool, decoding_held(old) as go_on:
+        asking = pool.submit(client.post, "/v1/predict", json=body)
+        while old._preparing == 0:
+            assert not asking.done(), asking.result().text
+        assert client.post(f"{second}/activate").status_code == 200
+        unloading = pool.submit(client.delete, first)
+        while old.version in runtime.registry.versions("digits"):
+            assert not unloading.done(), unloading.result().text
+        go_on.set()
+        answer = asking.result()
+        assert answer.status_code == 200, answer.text
+        assert first.endswith(answer.json()["model"]["version"])
+        assert unloading.result().status_code == 204
+
+
+@contextmanager
+def decoding_held(engine: Engine) -> Iterator[threading.Event]:
+    """Its threads stand still until the event is set."""
+    go_on = threading.Event()
+    for _ in range(available_cpus()):
+        engine._threads.submit(go_on.wait)
+    try:
+        yield go_on
+    finally:
+        go_on.set()
 
 
 def test_what_is_not_here_is_unknown(client):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from fastapi.testclient import TestClient
+from prometheus_client.openmetrics import parser as open_metrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.app import create_app
@@ -58,6 +59,24 @@ def test_the_index_leads_to_routes_that_answer(client):
     assert body["name"] == "lgm-guard"
     links = [path for name, path in body["links"].items() if name != "predict"]
     assert [client.get(path).status_code for path in links] == [200] * len(links)
+
+
+def test_head_is_answered_as_get_is(client):
+    for path in ("/", "/healthz", "/readyz", "/metrics", "/v2/health/ready", "/v1/models"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+        assert response.headers["content-type"] == client.get(path).headers["content-type"]
+    assert client.head(URL).status_code == 405
+    assert ("lgm_requests_total", "/v1/models", "200") in samples(client)
+
+
+def test_both_formats_of_metrics_parse_and_tell_the_same(client, digit_files):
+    client.post(URL, content=digit_files[0], headers=PNG)
+    accept = {"accept": "application/openmetrics-text; version=1.0.0"}
+    families = list(open_metrics.text_string_to_metric_families(client.get("/metrics", headers=accept).text))
+    assert {f"lgm_{name}" for name in ("requests", "log_likelihood", "p_value")} <= {one.name for one in families}
+    told = {sample.name for family in families for sample in family.samples}
+    assert METRICS.keys() - told == {"lgm_log_likelihood_count"}  # there a count needs a sum
 
 
 def test_alive_and_ready(client, digits_screener):

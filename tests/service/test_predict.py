@@ -1,5 +1,7 @@
 import base64
+import gzip
 import json
+import zlib
 
 import pytest
 import torch
@@ -86,6 +88,26 @@ def test_content_type_may_carry_parameters_and_any_case(client, digits_images):
     content = json.dumps({"instances": to_unit(digits_images[:1]).tolist()})
     response = client.post(URL, content=content, headers={"content-type": "Application/JSON; charset=utf-8"})
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_compressed_bodies(make_client, digit_files, encoding, compress):
+    client = make_client(max_body_bytes=4096)
+    headers = {"content-type": "image/png", "content-encoding": encoding}
+    plain = client.post(URL, content=digit_files[0], headers={"content-type": "image/png"}).json()
+    found = client.post(URL, content=compress(digit_files[0]), headers=headers).json()
+    assert found["predictions"] == plain["predictions"]
+    for body, status, code in (
+        (compress(bytes(1_000_000)), 413, "body-too-large"),
+        (digit_files[0], 400, "malformed-body"),
+        (compress(digit_files[0])[:-1], 400, "malformed-body"),
+    ):
+        response = client.post(URL, content=body, headers=headers)
+        assert response.status_code == status
+        assert response.json()["type"].endswith(code)
+    refused = client.post(URL, content=digit_files[0], headers={**headers, "content-encoding": "br"})
+    assert refused.status_code == 415
+    assert refused.json()["errors"][0]["field"] == "content-encoding"
 
 
 def test_a_bad_image_among_good_ones_fails_alone(client, digit_files, expected, digits_screener):

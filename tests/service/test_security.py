@@ -231,6 +231,9 @@ def test_grpc_metadata_opens_the_same_door(keys_path, keys, metadata):
         (("fe80::1%eth0", 5), "fe80::/64"),
         (("::ffff:10.1.2.3", 5), "10.1.2.3"),
         (None, "unknown"),
+        (("a:b:c", 0), "a:b:c"),
+        (("unknown", 0), "unknown"),
+        (("x" * 1000, 0), "x" * 64),
     ],
 )
 def test_limits_without_keys_are_counted_by_the_network_of_one_subscriber(client, network):
