@@ -1,6 +1,7 @@
 """Judging many images: files, folders or a data set -> one row each, streamed to CSV or Parquet."""
 
 import csv
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,9 +78,14 @@ def judge_chunk(screener: Screener, names: Sequence[str], images: Sequence[Tenso
     good = [image for image in images if isinstance(image, Tensor)]
     judged = iter(_rows(screener, torch.stack(good)) if good else [])
     return [
-        {"image": name, **(next(judged) if isinstance(image, Tensor) else _failed(screener, image))}
+        {"image": _written(name), **(next(judged) if isinstance(image, Tensor) else _failed(screener, image))}
         for name, image in zip(names, images, strict=True)
     ]
+
+
+def _written(text: str) -> str:
+    """As UTF-8 can hold it: bytes of a file's name that are none are told as escapes."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def screen_set(screener: Screener, images: ImageSet) -> Iterator[list[Row]]:
@@ -157,7 +163,7 @@ def _columns(screener: Screener, verdicts: Verdicts) -> dict[str, list[Any]]:
 def _failed(screener: Screener, error: str) -> Row:
     names = ["label", "class_index", "probability", "log_likelihood", "p_value", "flagged"]
     names += [f"{detector}_{kind}" for detector in screener.detectors for kind in ("score", "p_value")]
-    return {**dict.fromkeys(names), "error": error}
+    return {**dict.fromkeys(names), "error": _written(error)}
 
 
 def _chunks(files: Iterable[Path]) -> Iterator[list[Path]]:

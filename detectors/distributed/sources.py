@@ -3,6 +3,7 @@
 A block is the unit of work and of resuming: some image files, or one row group of a Parquet file.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -70,6 +71,9 @@ def _find_files(address: str) -> list[str]:
         raise DataError(f"{address} does not exist")
     if not found:
         raise DataError(f"{address} holds no image files and no Parquet files")
+    for path in found:
+        if os.fsencode(path).decode("utf-8", "replace") != path:
+            raise DataError(f"{path!r} has a name that is not UTF-8, which the plan of a run cannot hold; rename it")
     found.sort(key=lambda path: path.split("/"))  # as one process does
     return [address.rstrip("/") + path.removeprefix(root) for path in found]
 
@@ -97,7 +101,8 @@ def _row_groups(path: str, image_column: str) -> Iterator[Block]:
         raise DataError(f"{path} has no column {image_column!r}; --image-column names one of {', '.join(names)}")
     first_row = 0
     for index, size in enumerate(sizes):
-        yield Block(paths=(path,), row_group=index, first_row=first_row)
+        if size > 0:  # an empty table is written as an empty group
+            yield Block(paths=(path,), row_group=index, first_row=first_row)
         first_row += size
 
 

@@ -1,5 +1,6 @@
 import csv
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def test_a_bad_file_fails_alone(digits_screener: Screener, folder: Path) -> None
     assert errors["size.png"].endswith("image is 7 x 9 pixels; this model takes 8 x 8 (width x height)")
     assert all(row["label"] is None and row["flagged"] is None for row in rows if row["error"])
     assert all(list(row) == list(rows[0]) for row in rows)
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+def test_a_name_that_is_not_utf_8_is_written_as_escapes(
+    digits_screener: Screener, folder: Path, tmp_path: Path, ending: str
+) -> None:
+    for name in (b"caf\xe9.png", b"bad\xe9.png"):
+        (folder / os.fsdecode(name)).write_bytes((folder / "00.png").read_bytes() if name[0] == ord("c") else b"no")
+    output = tmp_path / f"rows{ending}"
+    with row_writer(output) as write:
+        for rows in screen_files(digits_screener, find_files([folder])):
+            write(rows)
+    assert b"caf\\xe9.png" in output.read_bytes()
 
 
 def test_more_files_than_a_chunk_keep_their_order(digits_screener: Screener, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Blocks judged one by one in this process: what Ray does is to choose which, and where."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,6 +106,24 @@ def test_the_folder_is_one_table_to_whatever_reads_parquet(digits_bundle: Path, 
 def test_a_file_that_is_named_twice_is_judged_once(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
     run = Run(digits_bundle, [str(folder / "00.png"), str(folder), f"{folder}/"], str(tmp_path / "out"))
     assert run.judge_all().num_images == 26
+
+
+def test_an_empty_table_is_no_block(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "tables"
+    source.mkdir()
+    content = (folder / "00.png").read_bytes()
+    for name, values in (("empty", []), ("full", [content, content])):
+        parquet.write_table(
+            pyarrow.table({"image": pyarrow.array(values, pyarrow.binary())}), source / f"{name}.parquet"
+        )
+    run = Run(digits_bundle, [str(source)], str(tmp_path / "out"))
+    assert run.judge_all() == Counts(num_images=2, num_flagged=0, num_failed=0)
+
+
+def test_a_name_that_the_plan_cannot_hold_is_refused(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(DataError, match="has a name that is not UTF-8"):
+        Run(digits_bundle, [str(folder)], str(tmp_path / "out"))
 
 
 def test_a_bucket_is_read_and_written(
