@@ -137,9 +137,21 @@ def _fab(norm: str) -> Build:
     )
 
 
-def _check_num_classes(name: str, plan: Plan) -> None:
-    if plan.num_classes < 4:
-        raise AttackError(f"{name} compares four classes; this network has {plan.num_classes}")
+def _apgd_dlr(model: nn.Module, plan: Plan) -> Any:
+    _check_num_classes("apgd-dlr", plan, least=3)
+    return _automatic(torchattacks.APGD, "Linf", loss="dlr")(model, plan)
+
+
+def _jsma(model: nn.Module, plan: Plan) -> Any:
+    """torchattacks' own aims at the next of ten classes, however many there are."""
+    attack = torchattacks.JSMA(model)
+    attack.set_mode_targeted_by_function(lambda images, labels: (labels + 1) % plan.num_classes, quiet=True)
+    return attack
+
+
+def _check_num_classes(name: str, plan: Plan, least: int = 4) -> None:
+    if plan.num_classes < least:
+        raise AttackError(f"{name} compares {least} classes; this network has {plan.num_classes}")
 
 
 def _row(name: str, norm: Norm, steps: int | None, build: Build, **rest: bool) -> AttackSpec:
@@ -156,7 +168,7 @@ _ROWS = (
     _row("cw", "none", 200, _cw),
     _row("apgd", "linf", 100, _automatic(torchattacks.APGD, "Linf"), targeted_ok=False),
     _row("apgd-l2", "l2", 100, _automatic(torchattacks.APGD, "L2"), targeted_ok=False),
-    _row("apgd-dlr", "linf", 100, _automatic(torchattacks.APGD, "Linf", loss="dlr"), targeted_ok=False),
+    _row("apgd-dlr", "linf", 100, _apgd_dlr, targeted_ok=False),
     _row("apgdt", "linf", 100, _apgd_targeted, targeted_ok=False),
     _row("autoattack", "linf", 100, _auto_attack("Linf"), targeted_ok=False),
     _row("autoattack-l2", "l2", 100, _auto_attack("L2"), targeted_ok=False),
@@ -176,7 +188,7 @@ _ROWS = (
     _row("fab", "linf", 20, _fab("Linf"), targeted_ok=False),
     _row("fab-l2", "l2", 20, _fab("L2"), targeted_ok=False),
     _row("spsa", "linf", 10, _spsa, white_box=False),
-    _row("jsma", "none", None, lambda model, plan: torchattacks.JSMA(model)),
+    _row("jsma", "none", None, _jsma),
     _row("onepixel", "none", 10, _one_pixel, targeted_ok=False, white_box=False),
     _row("pixle", "none", 10, _pixle, white_box=False),
 )

@@ -86,11 +86,15 @@ def inverted(images: Float[Tensor, "n c h w"], share: float, generator: torch.Ge
 
 
 def rotation(images: Float[Tensor, "n c h w"], degrees: float, generator: torch.Generator) -> Tensor:
-    """Turned about the centre, either way; the edge's values fill the corners."""
+    """Turned about the centre, either way; the edge's values fill the corners.
+
+    The sampler's coordinates run from -1 to 1 on both axes, hence the aspect on what mixes them.
+    """
+    aspect = images.shape[2] / images.shape[3]
     angles = math.radians(degrees) * _either_way(len(images), generator)
     cosine, sine = angles.cos(), angles.sin()
     zero = torch.zeros_like(angles)
-    return _warp(images, torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3))
+    return _warp(images, torch.stack([cosine, -sine * aspect, zero, sine / aspect, cosine, zero], 1).view(-1, 2, 3))
 
 
 def translation(images: Float[Tensor, "n c h w"], share: float, generator: torch.Generator) -> Tensor:

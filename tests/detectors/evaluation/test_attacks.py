@@ -14,6 +14,7 @@ from detectors.evaluation import attacks
 from detectors.evaluation.attacks import ATTACKS, AttackError, AttackSpec, check_attack, run_attack, target_labels
 from detectors.evaluation.threat import BUDGET_TOLERANCE, confine, perturbation_norm, random_start, undisturbed
 from model.checkpoint import Checkpoint
+from model.config import MixtureConfig, NetworkConfig
 from model.data import load_splits, to_unit
 from model.network import Network
 
@@ -340,6 +341,17 @@ def test_a_batch_that_does_not_fit_is_refused(network: Network, batch: tuple[Ten
         run_attack(network, "pgd", images, labels, eps=0.1, steps=0)
 
 
-def test_autoattack_needs_four_classes() -> None:
-    with pytest.raises(AttackError, match="autoattack compares four classes; this network has 3"):
-        ATTACKS["autoattack"].build(nn.Identity(), attacks.Plan(eps=0.1, steps=1, seed=0, num_classes=3))
+@pytest.mark.parametrize(("name", "least"), [("autoattack", 4), ("apgdt", 4), ("apgd-dlr", 3)])
+def test_some_attacks_need_several_classes(name: str, least: int) -> None:
+    with pytest.raises(AttackError, match=f"{name} compares {least} classes; this network has {least - 1}"):
+        ATTACKS[name].build(nn.Identity(), attacks.Plan(eps=0.1, steps=1, seed=0, num_classes=least - 1))
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"autoattack", "autoattack-l2", "apgdt", "apgd-dlr"}))
+def test_every_other_attack_runs_on_two_classes(name: str) -> None:
+    torch.manual_seed(0)
+    small = NetworkConfig(backbone="small28", width=4, num_features=4)
+    network = Network(small, MixtureConfig(), num_classes=2, num_channels=3).eval()
+    images, labels = torch.rand((4, 3, 8, 8)), torch.tensor([0, 1, 0, 1])
+    found = run_attack(network, name, images, labels, eps=EPS[ATTACKS[name].norm], steps=2)
+    assert found.shape == images.shape

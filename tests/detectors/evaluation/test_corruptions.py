@@ -100,6 +100,15 @@ def test_a_quarter_turn_is_a_quarter_turn() -> None:
     assert bool(either.any(1).all())
 
 
+def test_a_quarter_turn_of_an_oblong_image_turns_what_is_in_it() -> None:
+    """A bar across the centre keeps its length and width, whatever the image's sides."""
+    image = torch.zeros((20, 1, 33, 17))
+    image[:, :, 16, 4:13] = 1
+    turned = rotation(image, 90.0, generator())
+    assert torch.allclose(turned[:, 0, 12:21, 8], torch.ones(20, 9), atol=1e-4)
+    assert float(turned.sum()) == pytest.approx(float(image.sum()), rel=1e-3)
+
+
 def test_a_translation_moves_by_the_stated_share() -> None:
     images = torch.zeros((30, 1, 20, 20))
     images[:, :, 10, 10] = 1
