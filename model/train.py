@@ -42,11 +42,13 @@ def train(
     fit: classes, device, a folder that holds another run, processes that differ in configuration or data.
     """
     checkpoint = previous_checkpoint(config, output, devices)
-    if checkpoint is not None and checkpoint.finished:
+    if checkpoint is not None and checkpoint.finished and splits is None:
         return checkpoint
     splits = load_splits(config.data) if splits is None else splits
     check_fit(config, splits)
     checkpoint = begun(checkpoint, config, splits, output, command=command, devices=devices)
+    if checkpoint.finished:
+        return checkpoint
     device = select_device(local_device(config.training.device, devices))
     warn_of_emulation(config.training, device)
     learners = build_learners(checkpoint, splits, device=device, devices=devices)

@@ -1,26 +1,25 @@
 """Train and judge every run of a comparison; what is done is kept, so that an interrupted one goes on from there."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from detectors.comparison.judging import Row, check_images, judge
+from detectors.comparison.judging import Images, Row, judge
 from detectors.comparison.planning import Run, training_folder
 from detectors.comparison.settings import Abnormal, ComparisonError
 from detectors.evaluation.parts import write_json
-from model.config import DataConfig, dump_config
-from model.data import Splits, load_splits
+from model.config import dump_config
+from model.data import Splits
 from model.errors import DivergenceError
 from model.train import train
 from model.training_log import Report, Silent
 
 FAILED = "failed"
 ROWS = "rows"
-_Load = Callable[[DataConfig], Splits]
 
 
 @runtime_checkable
@@ -56,24 +55,26 @@ def carry_out(runs: Sequence[Run], abnormal: Abnormal, output: Path, watcher: Wa
     run with another configuration.
     """
     _make(output / ROWS)
-    load = lru_cache(maxsize=1)(load_splits)  # decoding a folder of images can take as long as a short training
+    # Decoding a folder of images can take as long as a short training.
+    load = lru_cache(maxsize=1)(partial(Images.load, abnormal=abnormal))
     for data in dict.fromkeys(run.config.data for run in runs):
-        check_images(data, load(data), abnormal)
+        load(data)
     rows = []
     for number, run in enumerate(runs, 1):
         watcher.start(run, number, len(runs))
-        row = _kept(run, abnormal, output)
+        images = load(run.config.data)
+        facts = _facts(run, abnormal, images)
+        row = _kept(run, facts, output)
         if row is None:
-            row = _row_of(run, load, abnormal, output, watcher)
-            _keep(run, abnormal, row, output)
+            row = _row_of(run, images.splits, abnormal, output, watcher)
+            _keep(run, facts, row, output)
         watcher.finish(run, row)
         rows.append(row)
     return rows
 
 
-def _row_of(run: Run, load: _Load, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row:
-    folder, splits = training_folder(output, run.training_key), load(run.config.data)
-    told = _Told(run, watcher)
+def _row_of(run: Run, splits: Splits, abnormal: Abnormal, output: Path, watcher: Watcher) -> Row:
+    folder, told = training_folder(output, run.training_key), _Told(run, watcher)
     try:
         checkpoint = train(run.config, folder, told, command=f"lgm compare: {run.key}", splits=splits)
     except DivergenceError as error:
@@ -86,26 +87,27 @@ def _path(run: Run, output: Path) -> Path:
     return output / ROWS / f"{run.key}.json"
 
 
-def _facts(run: Run, abnormal: Abnormal) -> Mapping[str, Any]:
+def _facts(run: Run, abnormal: Abnormal, images: Images) -> Mapping[str, Any]:
     """What a row depends on; of other facts it is measured anew."""
     judged = {name: getattr(abnormal, name) for name in ("attacks", "eps", "steps", "foreign", "limit", "num_pairs")}
     facts: Mapping[str, Any] = json.loads(json.dumps({"config": dump_config(run.config), "abnormal": judged}))
-    return {**facts, "torch": torch.__version__, **({"fitted": True} if run.fitted else {})}
+    about = {"torch": torch.__version__, "images": images.digest}
+    return {**facts, **about, **({"fitted": True} if run.fitted else {})}
 
 
-def _kept(run: Run, abnormal: Abnormal, output: Path) -> Row | None:
+def _kept(run: Run, facts: Mapping[str, Any], output: Path) -> Row | None:
     try:
         found = json.loads(_path(run, output).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    row: Row | None = found["row"] if found.get("facts") == _facts(run, abnormal) else None
+    row: Row | None = found["row"] if found.get("facts") == facts else None
     return row
 
 
-def _keep(run: Run, abnormal: Abnormal, row: Row, output: Path) -> None:
+def _keep(run: Run, facts: Mapping[str, Any], row: Row, output: Path) -> None:
     path = _path(run, output)
     _make(path.parent)
-    write_json(path, {"facts": _facts(run, abnormal), "row": row})
+    write_json(path, {"facts": facts, "row": row})
 
 
 def _make(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """A trained network -> one row of figures: how it classifies, and what its own likelihood tells apart."""
 
 import copy
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,7 @@ from model import gaussian
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
 from model.criterion import Classifier, Criterion, classifier_of, fit_gaussians, restore_criterion
-from model.data import ImageSet, Splits, to_unit, unseen_classes
+from model.data import ImageSet, Splits, load_splits, to_unit, unseen_classes
 from model.losses.base import RivalLoss
 from model.mixture import GaussianMixture
 from model.network import Network
@@ -60,10 +61,24 @@ def look(network: Network, images: Tensor) -> Seen:
     )
 
 
-def check_images(data: DataConfig, splits: Splits, abnormal: Abnormal) -> None:
-    """Raises DataError unless all foreign images are there and of the data set's shape."""
-    for name in abnormal.foreign:
-        abnormal_images(name, data, splits.test, splits.image_format)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Images:
+    """All that a run is trained and judged on. digest: SHA-256 of it."""
+
+    splits: Splits
+    digest: str
+
+    @classmethod
+    def load(cls, data: DataConfig, abnormal: Abnormal) -> "Images":
+        """Raises DataError unless all are there, foreign ones of the data set's shape."""
+        splits = load_splits(data)
+        digest = hashlib.sha256()
+        for part in (splits.train, splits.calibration, splits.test):
+            digest.update(part.digest().encode())
+        for name in abnormal.foreign:
+            foreign = abnormal_images(name, data, splits.test, splits.image_format)
+            digest.update(foreign.contiguous().numpy().tobytes())
+        return cls(splits=splits, digest=digest.hexdigest())
 
 
 def judge(run: Run, checkpoint: Checkpoint, splits: Splits, abnormal: Abnormal) -> Row:

@@ -24,7 +24,7 @@ from model.checkpoint import load_checkpoint
 from model.config import DataConfig
 from model.criterion import restore_criterion
 from model.data import Splits, load_splits, to_unit
-from model.errors import ConfigurationError, ImageError, LGMGuardError
+from model.errors import CheckpointError, ConfigurationError, ImageError, LGMGuardError
 
 COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
 TOML = """
@@ -184,12 +184,29 @@ def test_the_same_data_are_loaded_once(toml: Path, tmp_path: Path, monkeypatch: 
         loaded.append(config)
         return load_splits(config)
 
-    for module in ("detectors.comparison.carrying_out", "model.train"):
+    for module in ("detectors.comparison.judging", "model.train"):
         monkeypatch.setattr(f"{module}.load_splits", counted)
     comparison = load_comparison(toml)
     runs = plan(comparison, tmp_path, only=["grid"])[:2]
     assert len(carry_out(runs, comparison.abnormal, tmp_path, Watched())) == 2
     assert loaded == [runs[0].config.data]
+
+
+def test_other_images_under_the_same_path_are_not_told_by_old_figures(tmp_path: Path) -> None:
+    digits = load_splits(DataConfig(name="digits")).test
+    for index, (pixels, label) in enumerate(zip(digits.images, digits.labels, strict=True)):
+        folder = tmp_path / "images" / str(int(label))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(folder / f"{index}.png")
+    data = f'{{ name = "image-folder", directory = "{tmp_path}/images", calibration_fraction = 0.3 }}'
+    path = tmp_path / "tiny.toml"
+    path.write_text(re.sub(r"data = \{.*\}", f"data = {data}", TOML, count=1))
+    comparison = load_comparison(path)
+    runs = plan(comparison, tmp_path / "out", only=["grid"])[:1]
+    carry_out(runs, comparison.abnormal, tmp_path / "out", Watched())
+    Image.new("L", (8, 8), 200).save(tmp_path / "images" / "0" / "other.png")
+    with pytest.raises(CheckpointError, match="was trained on other train images than those found now"):
+        carry_out(runs, comparison.abnormal, tmp_path / "out", Watched())
 
 
 def test_other_abnormal_images_are_judged_anew_without_training(toml: Path, compared: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detectors.comparison.settings import ComparisonError
-from detectors.comparison.verification import best_threshold, cosine_similarity, draw_pairs, read_pairs, verify
+from detectors.comparison.verification import _rate, best_threshold, cosine_similarity, draw_pairs, read_pairs, verify
 
 LABELS = np.repeat(np.arange(4), 10)
 
@@ -48,6 +48,15 @@ def test_features_that_tell_classes_apart_verify_all() -> None:
     features = np.eye(4)[LABELS] * np.linspace(0.1, 9, len(LABELS))[:, None]
     found = verify(cosine_similarity(features, pairs), pairs)
     assert (found.accuracy, found.standard_error, found.tpr_at_fpr_1, found.tpr_at_fpr_01) == (1, 0, 1, 1)
+
+
+@pytest.mark.parametrize(("count", "rate", "most"), [(100, 0.01, 1), (3000, 0.001, 3), (50, 0.01, 0)])
+def test_the_threshold_is_the_least_that_the_stated_share_exceeds(count: int, rate: float, most: int) -> None:
+    unlike = np.arange(count, dtype=float)
+    threshold = unlike[-1 - most]
+    assert int((unlike > threshold).sum()) == most
+    assert _rate(np.array([threshold + 0.5]), unlike, rate) == 1
+    assert _rate(np.array([threshold]), unlike, rate) == 0
 
 
 def test_features_that_tell_nothing_are_at_chance() -> None:
