@@ -47,8 +47,8 @@ class NetworkConfig:
     """Backbone by name (see model/backbones.py), its width, and the number of features d."""
 
     backbone: str
-    width: Count = 32
-    num_features: Count = 64
+    width: Annotated[int, Field(ge=1, le=8192, strict=True)] = 32
+    num_features: Annotated[int, Field(ge=1, le=65_536, strict=True)] = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)

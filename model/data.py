@@ -72,8 +72,10 @@ def load_splits(config: DataConfig) -> Splits:
     """
     train, test, resize = _LOADERS[config.name](config)
     train, test = (_without(images, config.left_out) for images in (train, test))
+    if len(train.class_names) < 2:
+        raise DataError(f"data.left_out leaves {len(train.class_names)} classes; a classifier needs at least 2")
     train = _thinned(train, config.num_images, config.split_seed)
-    learning, calibration = _part(train, config.calibration_fraction, config.split_seed)
+    learning, calibration = _part(train, config.calibration_fraction, config.split_seed, "calibration")
     height, width = train.images.shape[2:]
     image_format = ImageFormat(shape=(train.images.shape[1], height, width), resize=resize)
     return Splits(train=learning, calibration=calibration, test=test, image_format=image_format)
@@ -102,8 +104,8 @@ def data_directory(config: DataConfig) -> Path:
     return Path(directory).expanduser()
 
 
-def _part(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Part each class by the same share, so that every class is calibrated on enough images."""
+def _part(images: ImageSet, fraction: float, seed: int, purpose: str) -> tuple[ImageSet, ImageSet]:
+    """Part each class by the same share, so that every class has its images for the purpose."""
     generator = torch.Generator().manual_seed(seed)
     kept, held = [], []
     for index, name in enumerate(images.class_names):
@@ -111,7 +113,7 @@ def _part(images: ImageSet, fraction: float, seed: int) -> tuple[ImageSet, Image
         count = round(fraction * len(members))
         if not 0 < count < len(members):
             raise DataError(
-                f"class {name!r} has {len(members)} images: too few to hold {fraction:.0%} back for calibration"
+                f"class {name!r} has {len(members)} images: too few to hold {fraction:.0%} back for {purpose}"
             )
         order = members[torch.randperm(len(members), generator=generator)]
         held.append(order[:count])
@@ -124,11 +126,11 @@ def _without(images: ImageSet, left_out: tuple[str, ...]) -> ImageSet:
     for name in left_out:
         if name not in images.class_names:
             raise DataError(f"data.left_out: there is no class {name!r}; there are {', '.join(images.class_names)}")
-    kept = [index for index, name in enumerate(images.class_names) if name not in left_out]
     if not left_out:
         return images
+    kept = [index for index, name in enumerate(images.class_names) if name not in left_out]
     renamed = torch.full((len(images.class_names),), -1)
-    renamed[kept] = torch.arange(len(kept))
+    renamed[torch.tensor(kept, dtype=torch.int64)] = torch.arange(len(kept))
     labels = renamed[images.labels]
     rows = torch.nonzero(labels >= 0).squeeze(1)
     names = tuple(images.class_names[index] for index in kept)
@@ -136,9 +138,18 @@ def _without(images: ImageSet, left_out: tuple[str, ...]) -> ImageSet:
 
 
 def _thinned(images: ImageSet, num_images: int | None, seed: int) -> ImageSet:
+    """So many of them, of each class the same share. Raises DataError where a class would be left with none."""
     if num_images is None or num_images >= len(images):
         return images
-    return _part(images, num_images / len(images), seed)[1]
+    generator = torch.Generator().manual_seed(seed)
+    kept = []
+    for index, name in enumerate(images.class_names):
+        members = torch.nonzero(images.labels == index).squeeze(1)
+        count = round(num_images / len(images) * len(members))
+        if count == 0:
+            raise DataError(f"data.num_images: {num_images} of {len(images)} images leave class {name!r} without any")
+        kept.append(members[torch.randperm(len(members), generator=generator)][:count])
+    return images.select(torch.cat(kept).sort().values)
 
 
 _Loader = Callable[[DataConfig], tuple[ImageSet, ImageSet, bool]]
@@ -193,12 +204,12 @@ def _image_folder(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
         names = _class_names(root / "train")
         if (found := _class_names(root / "test")) != names:
             raise DataError(f"{root}: train/ has classes {', '.join(names)}; test/ has {', '.join(found)}")
-        image_format = _folder_format(root / "train", config)
+        image_format = _folder_format(root / "train", names, config)
         train = read_folder(root / "train", names, image_format)
         return train, read_folder(root / "test", names, image_format), image_format.resize
     names = _class_names(root)
-    image_format = _folder_format(root, config)
-    train, test = _part(read_folder(root, names, image_format), 0.2, config.split_seed)
+    image_format = _folder_format(root, names, config)
+    train, test = _part(read_folder(root, names, image_format), 0.2, config.split_seed, "the test set")
     return train, test, image_format.resize
 
 
@@ -211,9 +222,9 @@ def _class_names(root: Path) -> tuple[str, ...]:
     return names
 
 
-def _folder_format(root: Path, config: DataConfig) -> ImageFormat:
+def _folder_format(root: Path, names: tuple[str, ...], config: DataConfig) -> ImageFormat:
     """Shape from the configuration or the first image; an explicit size means that others are resized to it."""
-    files = image_files(root)
+    files = [file for name in names for file in image_files(root / name)]
     if not files:
         raise DataError(f"{root} holds no image files ({', '.join(sorted(SUFFIXES))})")
     try:

@@ -13,14 +13,21 @@ def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
 
     A rival's Gaussians are fitted after training, and unit variances would fit nothing: they become diagonal.
     """
-    kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in values.get("loss", {})]
-    changed = {**values, "loss": {"name": name, **{option: values["loss"][option] for option in kept}}}
+    loss, mixture = _table(values, "loss"), _table(values, "mixture")
+    kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in loss]
+    changed = {**values, "loss": {"name": name, **{option: loss[option] for option in kept}}}
     if name != known.DEFAULT:
         changed["name"] = f"{values.get('name')}-{name}"
-    mixture = values.get("mixture", {})
     if name in known.RIVALS and mixture.get("variance", "unit") == "unit":
         changed["mixture"] = {**mixture, "variance": "diagonal"}
     return changed
+
+
+def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    table = values.get(name, {})
+    if not isinstance(table, Mapping):
+        raise ConfigurationError(f"{name} must be a table, got {table!r}")
+    return table
 
 
 def set_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:

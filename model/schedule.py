@@ -59,6 +59,8 @@ class StepUp(_Stepped):
     """STEPUP: start * gamma^floor(step / every), clamped to [minimum, maximum]."""
 
     def __call__(self, step: int) -> float:
+        if self.start == 0:
+            return self.clamp(0.0)  # whatever the power overflows to
         try:
             return self.clamp(self.start * self.gamma ** (step // self.every))
         except OverflowError:

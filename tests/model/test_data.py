@@ -52,6 +52,33 @@ def test_digits_fill_the_range() -> None:
     assert (images.dtype, int(images.min()), int(images.max())) == (torch.uint8, 0, 255)
 
 
+@pytest.mark.parametrize("num_images", [100, 1346, 1347, 5000])
+def test_so_many_images_are_taken_of_each_class_alike(num_images: int) -> None:
+    whole = load_splits(DataConfig(name="digits", calibration_fraction=0.2))
+    splits = load_splits(DataConfig(name="digits", calibration_fraction=0.2, num_images=num_images))
+    taken = join(splits.train, splits.calibration)
+    assert abs(len(taken) - min(num_images, 1348)) <= 5  # each class rounds
+    assert float((shares(taken) - shares(join(whole.train, whole.calibration))).abs().max()) < 0.01
+
+
+def test_too_few_images_for_every_class_are_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.num_images: 4 of 134\d images leave class '\d' without any"):
+        load_splits(DataConfig(name="digits", num_images=4))
+
+
+@pytest.mark.parametrize("left_out", [tuple("0123456789"), tuple("012345678")])
+def test_two_classes_at_least_must_be_left(left_out: tuple[str, ...]) -> None:
+    with pytest.raises(DataError, match=r"data\.left_out leaves [01] classes; a classifier needs at least 2"):
+        load_splits(DataConfig(name="digits", left_out=left_out))
+
+
+def test_a_stray_image_beside_the_class_folders_decides_nothing(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 8, mode="RGB")
+    Image.new("L", (70, 50)).save(tmp_path / "PREVIEW.png")
+    assert load_splits(image_folder(tmp_path)).image_format.shape[0] == 3
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_every_class_gives_the_same_share(fraction: float) -> None:
     splits = load_splits(DataConfig(name="digits", calibration_fraction=fraction))

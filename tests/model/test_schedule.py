@@ -22,6 +22,12 @@ def test_step_up_without_a_maximum_survives_overflow() -> None:
     assert StepUp(start=1.0, gamma=10.0, every=1, maximum=2.0)(10**6) == 2.0
 
 
+def test_step_up_from_zero_stays_there_however_far_the_power_overflows() -> None:
+    schedule = StepUp(start=0.0, gamma=10.0, every=1, maximum=5.0)
+    assert {schedule(step) for step in (0, 308, 309, 10**6)} == {0.0}
+    assert StepUp(start=0.0, gamma=10.0, every=1, minimum=0.5)(400) == 0.5
+
+
 def test_step_up_shrinks_to_its_minimum() -> None:
     schedule = StepUp(start=1.0, gamma=0.5, every=2, minimum=0.3)
     assert [schedule(step) for step in range(6)] == [1.0, 1.0, 0.5, 0.5, 0.3, 0.3]
