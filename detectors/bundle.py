@@ -27,6 +27,7 @@ from detectors.manifest import (
     NETWORK,
     REFERENCE,
     SCHEMA_VERSION,
+    DataSplit,
     Manifest,
     content_digest,
     load_manifest,
@@ -55,10 +56,11 @@ def save_bundle(
     measured: Mapping[str, Any],
     card: str,
     created: datetime | None = None,
+    data: DataSplit | None = None,
 ) -> Screener:
     """Write a bundle; the screener as loaded from it. Raises BundleError where something stands already.
 
-    created: when it was calibrated, now unless said. It is part of the content, so of the version.
+    created: when it was calibrated, now unless said. It is part of the content, so of the version. data: on what.
     """
     check_vacant(path)
     files = {
@@ -85,6 +87,7 @@ def save_bundle(
         libraries=_libraries(),
         files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         created=(created or datetime.now(UTC)).replace(microsecond=0),
+        data=data,
     )
     path.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

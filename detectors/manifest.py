@@ -25,11 +25,20 @@ MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
+class DataSplit:
+    """Which data set it was fitted on and how its images were parted, so that its test images are found again."""
+
+    name: str
+    split_seed: int
+    left_out: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, config=ConfigDict(extra="forbid"))
 class Manifest:
     """bundle.json. Sizes are numbers of images; measured holds the figures of the card.
 
-    fused: those of the detectors that decide together. created: when it was calibrated; bundles made before this was
-    noted do not say.
+    fused: those of the detectors that decide together. created: when it was calibrated. data: on what. Bundles made
+    before these were noted do not say.
     """
 
     schema_version: int
@@ -49,6 +58,7 @@ class Manifest:
     libraries: dict[str, str]
     files: dict[str, str]
     created: AwareDatetime | None = None
+    data: DataSplit | None = None
 
 
 _adapter = TypeAdapter(Manifest)
@@ -100,6 +110,7 @@ def content_digest(manifest: Manifest) -> str:
 def serialise(manifest: Manifest, version: str) -> bytes:
     """The one form that the file may have, to the byte."""
     values = _adapter.dump_python(manifest, mode="json")
-    if manifest.created is None:
-        del values["created"]
+    for name in ("created", "data"):
+        if values[name] is None:
+            del values[name]
     return json.dumps({**values, "version": version}, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -43,6 +43,7 @@ def save_recalibrated(recalibration: Recalibration, former: Path, output: Path, 
             "recalibration": [asdict(change) for change in recalibration.changes],
         },
         card=_card(manifest, (former / CARD).read_text(encoding="utf-8"), recalibration.changes, source),
+        data=manifest.data,
     )
 
 

@@ -7,6 +7,7 @@ import typer
 
 from detectors.bundle import load_bundle
 from detectors.commands.options import Bundle, DataDirectory, data_for
+from detectors.manifest import load_manifest
 from model.data import load_splits, to_unit
 
 
@@ -28,7 +29,7 @@ def export(
     writing.check(output, format_name)
     screener = load_bundle(bundle)
     if check_data:
-        images = to_unit(load_splits(data_for(screener, check_data, data_dir)).test.images[:limit])
+        images = to_unit(load_splits(data_for(load_manifest(bundle), check_data, data_dir)).test.images[:limit])
     else:
         images = agreement.sample_images(screener, limit)
     found = writing.export(

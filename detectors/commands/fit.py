@@ -13,9 +13,11 @@ from detectors.card import write_card
 from detectors.commands.options import Data, DataDirectory, Device, choose_data, progress_bar
 from detectors.fitting import Fitted, fit_screener
 from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
+from detectors.manifest import DataSplit
 from detectors.measuring import Measured, abnormal_images, check_abnormal, measure
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint, load_checkpoint
+from model.config import DataConfig
 from model.train import select_device
 
 NUM_REFERENCE_IMAGES = 16
@@ -63,7 +65,7 @@ def fit(
     foreign = {kind: abnormal_images(kind, chosen, test, image_format) for kind in abnormal or ()}
     with progress_bar("measuring") as progress:
         measured = measure(fitted.screener, test, foreign, progress)
-    saved = _save(fitted, output, trained, measured)
+    saved = _save(fitted, output, trained, measured, chosen)
     typer.echo(f"{output}: {_summary(saved, measured, false_alarm_rate)}")
 
 
@@ -71,7 +73,7 @@ def _names(listed: str) -> list[str]:
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
-def _save(fitted: Fitted, output: Path, trained: Checkpoint, measured: Measured) -> Screener:
+def _save(fitted: Fitted, output: Path, trained: Checkpoint, measured: Measured, data: DataConfig) -> Screener:
     command = shlex.join(["lgm", *sys.argv[1:]])
     step = max(1, len(fitted.calibration) // NUM_REFERENCE_IMAGES)
     return save_bundle(
@@ -83,6 +85,7 @@ def _save(fitted: Fitted, output: Path, trained: Checkpoint, measured: Measured)
         split_digests={"calibration": fitted.calibration.digest(), "test": fitted.splits.test.digest()},
         measured=asdict(measured),
         card=write_card(trained, measured, screener=fitted.screener, commands=[trained.command, command]),
+        data=DataSplit(name=data.name, split_seed=data.split_seed, left_out=data.left_out),
     )
 
 

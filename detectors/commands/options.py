@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detectors.screener import Screener
+from detectors.manifest import Manifest
 from model.config import DataConfig, parse_data_config
 from model.errors import ConfigurationError
 
@@ -40,13 +40,18 @@ def choose_data(configured: DataConfig | None, name: str | None, directory: Path
     return parse_data_config({"name": name, "directory": None if directory is None else str(directory)})
 
 
-def data_for(screener: Screener, name: str, directory: Path | None) -> DataConfig:
-    """Folders of images are brought to the bundle's channels, and to its size where it resizes."""
+def data_for(manifest: Manifest, name: str, directory: Path | None) -> DataConfig:
+    """The data set parted as for the bundle's fitting, so that its test images are none that it has seen.
+
+    Folders of images are brought to the bundle's channels, and to its size where it resizes.
+    """
     chosen = choose_data(None, name, directory)
+    if manifest.data is not None and manifest.data.name == chosen.name:
+        chosen = replace(chosen, split_seed=manifest.data.split_seed, left_out=manifest.data.left_out)
     if chosen.name != "image-folder":
         return chosen
-    channels, height, _ = screener.image_format.shape
-    size = height if screener.image_format.resize else None
+    channels, height, _ = manifest.image_shape
+    size = height if manifest.resize else None
     return replace(chosen, num_channels=1 if channels == 1 else 3, image_size=size)
 
 

@@ -21,7 +21,9 @@ from detectors.commands.options import (
     data_for,
     progress_bar,
 )
+from detectors.manifest import load_manifest
 from detectors.screener import Screener
+from model.config import DataConfig
 from model.data import load_splits
 from model.errors import ConfigurationError
 from model.train import select_device
@@ -91,7 +93,11 @@ def _screen_here(
     target = None if output is None else Path(output)
     bulk.check_output(target)
     screener = load_bundle(bundle, select_device(device))
-    total, chunks = _of_set(screener, data, data_dir, limit) if data else _of_files(screener, paths, limit)
+    total, chunks = (
+        _of_set(screener, data_for(load_manifest(bundle), data, data_dir), limit)
+        if data
+        else _of_files(screener, paths, limit)
+    )
     counts = Counts()
     with bulk.row_writer(target) as write, progress_bar("screening") as progress:
         for rows in chunks:
@@ -101,10 +107,8 @@ def _screen_here(
     return counts
 
 
-def _of_set(
-    screener: Screener, data: str, directory: Path | None, limit: int | None
-) -> tuple[int, Iterator[list[Row]]]:
-    images = load_splits(data_for(screener, data, directory)).test
+def _of_set(screener: Screener, data: DataConfig, limit: int | None) -> tuple[int, Iterator[list[Row]]]:
+    images = load_splits(data).test
     images = images.select(torch.arange(min(limit or len(images), len(images))))
     return len(images), bulk.screen_set(screener, images)
 

@@ -3,6 +3,7 @@
 Images of a data set are in memory; those of a store are read when they are sliced.
 """
 
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,8 +40,8 @@ class Inputs:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What figures depend on beside the settings: the bundle's version and the images' digest."""
-        return self.manifest.version, self.test.digest(), *(str(len(images)) for images in self.foreign.values())
+        """What figures depend on beside the settings: the bundle's version and the images' digests."""
+        return self.manifest.version, self.test.digest(), *map(_digest, self.foreign.values())
 
     def sample(self, seed: int) -> TestSet:
         """The test images of a seed: all, or `limit` drawn by it, in the data set's order."""
@@ -68,17 +69,17 @@ def load_inputs(
     Raises BundleError, DataError (images or classes that do not fit the bundle, foreign sets that do not exist),
     EvaluationError (a limit above the number of test images).
     """
-    screener = load_bundle(bundle, device)
+    screener, manifest = load_bundle(bundle, device), load_manifest(bundle)
     if stored is None:
-        data = data_for(screener, settings.data, data_dir)
+        data = data_for(manifest, settings.data, data_dir)
         test: TestSet = load_splits(data).test
     else:
-        data = data_for(screener, "image-folder", data_dir)
+        data = data_for(manifest, "image-folder", data_dir)
         test = stored_set(settings.data, screener.labels, screener.image_format, stored)
     _check_fits(screener, test, settings)
     return Inputs(
         screener=screener,
-        manifest=load_manifest(bundle),
+        manifest=manifest,
         bundle=bundle,
         test=test,
         foreign={name: _foreign(name, data, test, screener.image_format) for name in settings.foreign},
@@ -97,6 +98,15 @@ def _foreign(name: str, data: DataConfig, test: TestSet, image_format: ImageForm
     if name in LOOKS:
         return replace(test.images, look=LOOKS[name])
     return foreign_images(name, data, image_format)
+
+
+def _digest(images: Images) -> str:
+    """What is read from the store of the test images changes with their digest."""
+    if isinstance(images, StoredImages):
+        return str(len(images))
+    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
+    digest.update(images.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _drawn(count: int, limit: int | None, seed: int) -> Tensor:

@@ -2,13 +2,20 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
+from detectors.cli import app as detectors_app
 from detectors.evaluation.attacks import AttackError
 from detectors.evaluation.cli import REFUSED, app
 from detectors.evaluation.settings import EvaluationError
 from detectors.screener import Screener
+from model.checkpoint import Checkpoint
+from model.config import DataConfig, dump_config, parse_config
+from model.data import load_splits
 from model.errors import ConfigurationError, LGMGuardError
+from model.train import train
+from model.training_log import Silent
 from tests.detectors.evaluation.test_report import Page
 
 
@@ -122,6 +129,43 @@ def test_without_attacks_the_clean_images_alone_are_measured(digits_bundle: Path
     assert results["rows"] == []
     assert {row["promise"] for row in results["clean"]} >= {0.05, 0.01}
     assert "False alarms" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_other_foreign_images_under_the_same_name_are_not_told_by_old_figures(
+    digits_bundle: Path, tmp_path: Path
+) -> None:
+    folder, output = tmp_path / "foreign", tmp_path / "out"
+    folder.mkdir()
+    arguments = (digits_bundle, "--data", "digits", "--foreign", folder, "--limit", 4, "--output", output)
+    for level in (0, 255):
+        for number in range(4):
+            Image.new("L", (8, 8), level).save(folder / f"{number}.png")
+        result = invoke(*arguments)
+        if level == 0:
+            assert result.exit_code == 0, result.output
+    assert isinstance(result.exception, EvaluationError)
+
+
+@pytest.mark.parametrize("changes", [{"split_seed": 1}, {"left_out": ["8", "9"]}])
+def test_the_test_images_are_those_of_the_bundle_s_own_split(
+    digits_checkpoint: Checkpoint, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    """An image folder without a test set is parted by the seed of training, and classes left out stay out."""
+    images = load_splits(DataConfig(name="digits")).train
+    for index, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+        (tmp_path / "images" / str(int(label))).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / "images" / str(int(label)) / f"{index}.png")
+    values = dump_config(digits_checkpoint.config)
+    data = {"name": "image-folder", "directory": str(tmp_path / "images"), "calibration_fraction": 0.4, **changes}
+    config = parse_config({**values, "data": data, "training": {**values["training"], "epochs": 5}})
+    train(config, tmp_path / "run", Silent())
+    fit = ["fit", str(tmp_path / "run"), "--output", str(tmp_path / "bundle"), "--false-alarm-rate", "0.3"]
+    assert CliRunner().invoke(detectors_app, fit).exit_code == 0
+    arguments = ("--data", "image-folder", "--data-dir", tmp_path / "images", "--output", tmp_path / "out")
+    result = invoke(tmp_path / "bundle", *arguments)
+    assert result.exit_code == 0, result.output
+    checks = json.loads((tmp_path / "out" / "results.json").read_text())["checks"]
+    assert {check["name"]: check["level"] for check in checks}["test images"] == "passed"
 
 
 @pytest.mark.parametrize(
