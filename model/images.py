@@ -53,7 +53,8 @@ def decode_pixels(
     format says so, and refused where it does not.
 
     Raises ImageError: not an image of an allowed format, truncated, more than max_pixels pixels
-    (checked before decoding), more than 8 bits a channel, or (ImageSizeError) a size that does not fit.
+    (checked before decoding), grey of more than 8 bits (of colour the upper 8 are kept), or (ImageSizeError) a size
+    that does not fit.
     """
     try:
         return _decode(data, image_format, max_pixels)
