@@ -183,10 +183,11 @@ QUARANTINE = Row(
         ),
         Panel(
             title="Kept, by state of review",
+            description="Replicas share one quarantine, and each tells the whole of it.",
             unit="short",
-            queries={"{{state}}": f"sum by (state) (lgm_quarantine_items{{{WHERE}}})"},
+            queries={"{{state}}": f"max by (state) (lgm_quarantine_items{{{WHERE}}})"},
         ),
-        Panel(title="Bytes kept", unit="bytes", queries={"kept": f"sum(lgm_quarantine_bytes{{{WHERE}}})"}),
+        Panel(title="Bytes kept", unit="bytes", queries={"kept": f"max(lgm_quarantine_bytes{{{WHERE}}})"}),
         Panel(
             title="Images that wait to be kept",
             unit="short",

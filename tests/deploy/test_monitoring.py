@@ -120,6 +120,20 @@ def test_the_dashboard_is_what_its_code_says():
     assert {panel["datasource"]["uid"] for panel in PANELS} == {source["datasources"][0]["uid"]}
 
 
+@pytest.mark.parametrize("title", ["Kept, by state of review", "Bytes kept"])
+def test_what_replicas_share_is_counted_once(title, tmp_path):
+    (panel,) = [panel for panel in PANELS if panel["title"] == title]
+    expression = panel["targets"][0]["expr"].replace("$instance", ".+")
+    (name,) = series_of(expression)
+    series = [f'{name}{{job="lgm-guard", instance="{instance}", state="new"}}' for instance in ("one", "two")]
+    labels = '{state="new"}' if "state" in expression else "{}"
+    asked = {"expr": expression, "eval_time": "1m", "exp_samples": [{"labels": labels, "value": 7}]}
+    test = {"input_series": [{"series": one, "values": "7x9"} for one in series], "promql_expr_test": [asked]}
+    (tmp_path / "test.yml").write_text(yaml.safe_dump({"tests": [{"interval": "15s", **test}]}))
+    found = promtool("test", "rules", tmp_path / "test.yml")
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
 def test_panels_do_not_overlap():
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
