@@ -42,16 +42,41 @@ def test_every_target_builds_into_objects_that_fit_their_schemas(target):
     assert len(names) == len(set(names))
 
 
-def test_the_overlay_that_the_page_shows_builds(tmp_path):
-    (shown,) = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-    (tmp_path / "kustomization.yaml").write_text(shown)
-    (tmp_path / "lgm-guard").symlink_to(FOLDER.parents[1])
-    documents = build_folder(tmp_path)
+def shown_overlays() -> list[Document]:
+    blocks = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    return [yaml.safe_load(block) for block in blocks]
+
+
+def build_shown(shown: Document, folder: Path) -> tuple[Document, ...]:
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(shown))
+    (folder / "lgm-guard").symlink_to(FOLDER.parents[1])
+    return build_folder(folder)
+
+
+@pytest.mark.parametrize(("place", "target"), [(0, "overlays/cpu"), (1, "kserve"), (2, "kuberay")])
+def test_the_overlays_that_the_page_shows_build(place, target, tmp_path):
+    shown = shown_overlays()[place]
+    assert shown["resources"] == [f"lgm-guard/deploy/kubernetes/{target}"]
+    documents = build_shown(shown, tmp_path)
     assert {fault for document in documents for fault in faults(document)} == set()
-    assert {document["metadata"]["namespace"] for document in documents} == {"lgm-guard"}
+    images = {
+        container["image"]
+        for spec in chain.from_iterable(map(pod_specs, documents))
+        for container in spec["containers"]
+    }
+    assert images == {"REGISTRY/lgm-guard:0.1.0-ray" if target == "kuberay" else "REGISTRY/lgm-guard:0.1.0"}
+    namespaces = {document["metadata"].get("namespace") for document in documents}
+    assert namespaces == {None if target == "kserve" else "lgm-guard"}
+
+
+def test_what_is_yours_is_taken_from_the_overlays_that_the_page_shows(tmp_path):
+    plain, kserve, _ = shown_overlays()
+    documents = build_shown(plain, tmp_path)
     (container,) = of_kind(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert container["image"] == "REGISTRY/lgm-guard:0.1.0"
     assert environment(container, documents)["LGM_QUARANTINE_STORE"] == "s3://BUCKET/quarantine"
+    (tmp_path / "kserve").mkdir()
+    predictor = of_kind(build_shown(kserve, tmp_path / "kserve"), "InferenceService")["spec"]["predictor"]
+    assert predictor["model"]["storageUri"] == "s3://BUCKET/bundles/mnist"
 
 
 def rename(*path: str | int, to: str) -> Callable[[Document], None]:
