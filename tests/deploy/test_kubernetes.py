@@ -266,6 +266,15 @@ def test_everything_selects_the_pods(target):
     assert "replicas" not in deployment["spec"]
 
 
+def test_the_service_reaches_what_its_settings_may_name():
+    policy = of_kind(build("overlays/cpu"), "NetworkPolicy")
+    names, others = policy["spec"]["egress"]
+    assert {allowed["port"] for allowed in names["ports"]} == {53}
+    usual = {"quarantine_database": 5432, "quarantine_store": 443, "trace_endpoint": 4318, "rate_limit_store": 6379}
+    assert set(usual) <= set(Settings.model_fields)
+    assert {allowed["port"] for allowed in others["ports"]} == set(usual.values())
+
+
 def scaling_queries() -> dict[str, str]:
     """By what asks: those of the ScaledObject, and of the InferenceService."""
     documents = [document for _, document in written()]
