@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: install serve test test-slow check secrets dashboards format bench compare outcome outcome-quick proto lock clean
+.PHONY: install serve test test-slow check secrets dashboards rules format bench compare outcome outcome-quick proto lock clean
 
 install: $(VENV)/.installed
 
@@ -45,6 +45,10 @@ secrets: .env
 # Grafana's, from deploy/grafana/build.py.
 dashboards: install
 	$(BIN)/python deploy/grafana/build.py
+
+# Prometheus' as the operator takes them, from deploy/prometheus/rules.yml.
+rules: install
+	$(BIN)/python deploy/prometheus/build.py
 
 format: install
 	$(BIN)/ruff check --fix .

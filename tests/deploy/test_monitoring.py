@@ -103,8 +103,8 @@ def test_every_alert_says_what_to_do(name, alert):
     assert sorted(headings) == sorted(ALERTS)
 
 
-def build() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("build", DEPLOY / "grafana" / "build.py")
+def build(folder: str) -> ModuleType:
+    specification = importlib.util.spec_from_file_location("build", DEPLOY / folder / "build.py")
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
@@ -113,12 +113,19 @@ def build() -> ModuleType:
 
 
 def test_the_dashboard_is_what_its_code_says():
-    assert build().dashboard() == DASHBOARD
+    assert build("grafana").dashboard() == DASHBOARD
     titles = [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == "row"]
     assert titles == ["Detection", "Service", "Quarantine", "Device (DCGM exporter)"]
     assert all(panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS)
     source = yaml.safe_load((DEPLOY / "grafana/provisioning/datasources/prometheus.yml").read_text(encoding="utf-8"))
     assert {panel["datasource"]["uid"] for panel in PANELS} == {source["datasources"][0]["uid"]}
+
+
+def test_the_operator_gets_the_same_rules():
+    rule = build("prometheus")
+    text = rule.OBJECT.read_text(encoding="utf-8")
+    assert text == rule.prometheus_rule()
+    assert yaml.safe_load(text)["spec"] == {"groups": GROUPS}
 
 
 @pytest.mark.parametrize("title", ["Kept, by state of review", "Bytes kept"])
