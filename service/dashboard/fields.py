@@ -31,11 +31,12 @@ def options(values: dict[str, str], chosen: str) -> str:
     )
 
 
-def field(title: str, name: str, on_change: Chosen) -> None:
+def field(title: str, name: str, on_change: Chosen, *, keyboard: str = "text") -> None:
+    """keyboard: of a phone, as HTML's inputmode names it."""
     with element("div"):
         html(f'<label for="{name}">{title}</label>')
         made = ui.element("input")
-        made.props.update({"id": name, "type": "text", "size": "8", "autocomplete": "off"})
+        made.props.update({"id": name, "type": "text", "inputmode": keyboard, "size": "8", "autocomplete": "off"})
         made.on(
             "change",
             lambda event: on_change(name, str(event.args).strip()),

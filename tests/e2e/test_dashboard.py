@@ -166,7 +166,9 @@ def test_a_review_is_done_by_keyboard_and_undone(watched: Watched, server: Serve
     page = watched.open("/review")
     page.locator(".shot").wait_for()
     thumbnails = page.locator(".items button")
+    options = page.locator("#state option")
     new = states()["new"]
+    expect(options.nth(1)).to_have_text(f"new ({new})")
     expect(thumbnails.first).to_have_attribute("aria-current", "true")
     page.keyboard.press("j")
     expect(thumbnails.nth(1)).to_have_attribute("aria-current", "true")
@@ -180,13 +182,46 @@ def test_a_review_is_done_by_keyboard_and_undone(watched: Watched, server: Serve
     page.keyboard.press("a")
     expect(thumbnails.nth(1)).to_contain_text("adversarial")
     assert states() == {**states(), "new": new - 2, "abnormal": 1, "confirmed_adversarial": 1}
+    expect(options.nth(1)).to_have_text(f"new ({new - 2})")
+    expect(options.filter(has_text="abnormal")).to_have_text("abnormal (1)")
     page.keyboard.press("k")
     page.keyboard.press("k")
     expect(page.get_by_label("Input", exact=True)).to_contain_text("no digit")
     page.keyboard.press("u")
     expect(thumbnails.nth(1)).to_contain_text("new")
     assert states() == {**states(), "new": new - 1, "abnormal": 1}
+    expect(options.nth(1)).to_have_text(f"new ({new - 1})")
+    expect(page.get_by_label("Input", exact=True)).not_to_contain_text("Reviewed by")
     expect(page.get_by_label("Input", exact=True)).to_contain_text("Nearest class means")
+    watched.assert_quiet()
+
+
+def test_a_phone_shows_what_was_chosen(watched: Watched) -> None:
+    page = watched.open("/review")
+    page.locator(".shot").wait_for()
+    page.set_viewport_size(PHONE)
+    shown = page.get_by_label("Input", exact=True).get_by_role("heading", name="Input")
+    expect(shown).not_to_be_in_viewport()
+    page.locator(".items button").nth(1).click()
+    expect(shown).to_be_in_viewport()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.evaluate("scrollTo(0, 0)")
+    page.locator(".items button").first.click()
+    expect(page.locator(".items button").first).to_have_attribute("aria-current", "true")
+    assert page.evaluate("scrollY") == 0
+    watched.assert_quiet()
+
+
+def test_a_wrong_filter_is_told_by_its_title(watched: Watched) -> None:
+    page = watched.open("/review")
+    limit = page.get_by_label("p-value at most")
+    expect(limit).to_have_attribute("inputmode", "decimal")
+    limit.fill("2")
+    limit.press("Enter")
+    expect(page.get_by_role("status")).to_contain_text("p-value at most: Input should be less than or equal to 1")
+    limit.fill("0.5")
+    limit.press("Enter")
+    expect(page.get_by_text("Input should be")).to_have_count(0)
     watched.assert_quiet()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from collections import Counter
 from functools import partial
 from html import escape
 from typing import Any
@@ -12,13 +13,14 @@ from nicegui.events import GenericEventArguments, KeyEventArguments
 from service.client.errors import ClientError, ProblemError
 from service.dashboard.fields import button, choice, field, options
 from service.dashboard.findings import Experiment
-from service.dashboard.kept import Kept, Listing
+from service.dashboard.kept import Kept
 from service.dashboard.laboratory import ExperimentError
 from service.dashboard.pages.kept_items import TITLES, WHY, detail, nearest, thumbnail
 from service.dashboard.shell import Tab, element, html
 from service.quarantine.records import State
 
 PAGE_SIZE = 24
+FIELDS = {"label": "Label", "p_value_at_most": "p-value at most"}
 SETTLE_SECONDS = 0.15  # whoever runs through the queue waits for no network
 DECISIONS = (
     ("a", State.CONFIRMED_ADVERSARIAL, "Adversarial"),
@@ -27,6 +29,8 @@ DECISIONS = (
     ("r", State.RELEASED, "Release"),
     ("i", State.IN_REVIEW, "In review"),
 )
+# Where one column holds both, as in dashboard.css, the input is below all thumbnails.
+SCROLL = 'if (matchMedia("(max-width: 860px)").matches) document.getElementById("input").scrollIntoView()'
 LEGEND = (
     ("j", "next"),
     ("k", "previous"),
@@ -45,6 +49,7 @@ class Desk:
         self._filter: dict[str, str] = {"state": State.NEW}
         self._cursor: str | None = None
         self._items: list[dict[str, Any]] = []
+        self._counts: Counter[str] = Counter()
         self._next: str | None = None
         self._position = 0
         self._thumbnails: list[tuple[ui.element, ui.html]] = []
@@ -57,8 +62,8 @@ class Desk:
         with element("section", "card", **{"aria-label": "Filters"}), element("div", "filters"):
             self._states = choice("State", "state", {State.NEW: "new"}, self._filtered)
             choice("Kept because", "why", WHY, self._filtered)
-            field("Label", "label", self._filtered)
-            field("p-value at most", "p_value_at_most", self._filtered)
+            field(FIELDS["label"], "label", self._filtered)
+            field(FIELDS["p_value_at_most"], "p_value_at_most", self._filtered, keyboard="decimal")
         self._message = html("").props("role=status")
         with element("div", "review"):
             with element("section", "card", **{"aria-label": "Inputs"}):
@@ -67,7 +72,7 @@ class Desk:
                 with element("div", "actions"):
                     self._older = button("Older", self.older)
                     button("Newest", self.newest)
-            with element("section", "card", **{"aria-label": "Input"}):
+            with element("section", "card", **{"id": "input", "aria-label": "Input"}):
                 self._detail = html("")
                 with element("div") as self._tools:
                     self._place_reason()
@@ -86,8 +91,9 @@ class Desk:
         except ClientError as error:
             return self._say(_reason_of(error), bad=True)
         self._items, self._next, self._position = listing.items, listing.next_cursor, 0
+        self._counts = Counter(listing.counts)
         self._say("")
-        self._show_list(listing)
+        self._show_list()
         await self._show_item()
 
     async def older(self) -> None:
@@ -111,7 +117,7 @@ class Desk:
                 return
             self._done.append((item["id"], before))
             self._replace(position, reviewed)
-            self._say(f"{item['label']} {TITLES[wanted][0]}. <kbd>u</kbd> takes it back.")
+            self._say(f"{escape(item['label'])} {TITLES[wanted][0]}. <kbd>u</kbd> takes it back.")
             self._clear_reason()
         if wanted is not State.IN_REVIEW:
             await self.go(1)
@@ -131,10 +137,12 @@ class Desk:
             if reviewed is None:
                 return
             position = next((at for at, one in enumerate(self._items) if one["id"] == item_id), None)
-            if position is not None:
+            if position is None:
+                self._count(item, reviewed)
+            else:
                 self._position = position
                 self._replace(position, reviewed)
-            self._say(f"{item['label']} is {TITLES[before][0]} again.")
+            self._say(f"{escape(item['label'])} is {TITLES[before][0]} again.")
         await self._show_item()
 
     async def go(self, steps: int) -> None:
@@ -153,7 +161,7 @@ class Desk:
                 self._say("Somebody else has reviewed it meanwhile; here it is anew.", bad=True)
                 await self._reload(item["id"])
             else:
-                self._say(error.problem.detail, bad=True)
+                self._say(_reason_of(error), bad=True)
             return None
         except ClientError as error:
             self._say(_reason_of(error), bad=True)
@@ -180,10 +188,22 @@ class Desk:
         self._tab.client.run_javascript('document.getElementById("reason").value = ""')
 
     def _replace(self, position: int, item: dict[str, Any]) -> None:
+        self._count(self._items[position], item)
         self._items[position] = item
         self._thumbnails[position][1].content = thumbnail(item)
 
-    def _show_list(self, listing: Listing) -> None:
+    def _count(self, before: dict[str, Any], after: dict[str, Any]) -> None:
+        self._counts[before["state"]] -= 1
+        self._counts[after["state"]] += 1
+        self._show_counts()
+
+    def _show_counts(self) -> None:
+        self._states.content = options(
+            {"": "any", **{state: f"{TITLES[state][0]} ({self._counts[state]})" for state in State}},
+            self._filter["state"],
+        )
+
+    def _show_list(self) -> None:
         self._list.clear()
         self._thumbnails = []
         with self._list:
@@ -194,10 +214,7 @@ class Desk:
                     with thumb:
                         self._thumbnails.append((thumb, html(thumbnail(item), tag="span")))
         self._older.props.update({"disabled": self._next is None})
-        self._states.content = options(
-            {"": "any", **{state: f"{TITLES[state][0]} ({listing.counts.get(state, 0)})" for state in State}},
-            self._filter["state"],
-        )
+        self._show_counts()
         shown = len(self._items)
         self._head.content = (
             f'<div class="head"><h2>Inputs</h2><span class="unit">{shown} shown, newest first</span></div>'
@@ -210,6 +227,7 @@ class Desk:
     async def _choose(self, position: int) -> None:
         self._position = position
         await self._show_item()
+        self._tab.client.run_javascript(SCROLL)
 
     async def _show_item(self) -> None:
         for position, (thumb, _) in enumerate(self._thumbnails):
@@ -268,4 +286,8 @@ class Desk:
 
 
 def _reason_of(error: ClientError) -> str:
-    return escape(error.problem.detail if isinstance(error, ProblemError) else str(error))
+    """With the fields by the names that they have here."""
+    if not isinstance(error, ProblemError):
+        return escape(str(error))
+    told = [f"{FIELDS.get(fault.field, fault.field)}: {fault.detail}" for fault in error.problem.errors]
+    return escape("; ".join(told) or error.problem.detail)

@@ -47,7 +47,7 @@ def detail(item: dict[str, Any]) -> str:
         "Request": item["request_id"],
         "Kept because": WHY.get(item["why"], item["why"]),
     }
-    if item["reviewer"]:
+    if item["reviewer"] and item["state"] != State.NEW:  # a review that was taken back is none
         told["Reviewed by"] = item["reviewer"] + (f": {item['reason']}" if item["reason"] else "")
     shot = f'<figure><img src="{image_url(item)}" alt="The input, taken for {escape(item["label"])}"></figure>'
     if item["media_type"] is None:
