@@ -56,7 +56,10 @@ class Door:
         if found is not None and self._sessions.is_open(found):
             return found
         identity = await self._without_key()
-        return None if identity is None else Session(id="", key=None, identity=identity, opened=0)
+        if identity is None:
+            return None
+        address = None if connection.client is None else connection.client.host
+        return Session(id="", key=None, identity=identity, opened=0, address=address)
 
     async def _without_key(self) -> Identity | None:
         """Whom the service takes callers without a key for; None where it wants one."""

@@ -192,14 +192,19 @@ def target(scope: Scope) -> str:
 
 
 def passed_on(scope: Scope) -> Headers:
-    """The caller's headers but those that are between it and us, or that say who it is to others than the page."""
+    """The caller's headers but those that are between it and us, or that say who it is to others than the page.
+
+    What says that to the page is of our own making.
+    """
     given = [
         (name, value)
         for name, value in scope["headers"]
         if name not in NOT_PASSED_ON and not name.startswith((b"x-forwarded-", b"sec-websocket-"))
     ]
     scheme = b"https" if scope["scheme"] in ("https", "wss") else b"http"
-    return [*given, (b"x-forwarded-proto", scheme)]
+    client = scope.get("client")
+    address = [] if client is None else [(b"x-forwarded-for", client[0].encode("latin-1"))]
+    return [*given, (b"x-forwarded-proto", scheme), *address]
 
 
 def _text(headers: Headers) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from service.client.errors import AnswerError
+from service.dashboard.sessions import Session
 from service.dashboard.upstream import Service
 from service.quarantine.records import TRANSITIONS, State
 
@@ -23,8 +24,10 @@ class Listing:
 class Kept:
     """Raises what Service does."""
 
-    def __init__(self, service: Service, key: str | None):
-        self._service, self._key = service, key
+    def __init__(self, service: Service, session: Session):
+        self._service, self._key = service, session.key
+        # Without keys the service names callers by their addresses, and would know this process alone.
+        self._sender = {} if session.address is None else {"x-forwarded-for": session.address.encode("latin-1")}
 
     async def list(self, **asked: str | int | None) -> Listing:
         given = {name: value for name, value in asked.items() if value not in (None, "")}
@@ -47,7 +50,7 @@ class Kept:
             "PATCH",
             _path(item["id"]),
             key=self._key,
-            headers={"if-match": f'"{item["revision"]}"'},
+            headers={"if-match": f'"{item["revision"]}"', **self._sender},
             json={"state": state, "reason": reason},
         )
         reviewed: dict[str, Any] = response.json()

@@ -82,7 +82,13 @@ class Dashboard:
     def _start(self, app: ASGIApp) -> _Running:
         folder = Path(tempfile.mkdtemp(prefix="lgm-"))
         config = uvicorn.Config(
-            app, lifespan="off", log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=1
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            forwarded_allow_ips="*",  # the page alone gets here, and says for whom
+            timeout_graceful_shutdown=1,
         )
         running = _Running(folder=folder, listener=_listen(folder / "page.sock"), door=InnerDoor(config))
         inner = _listen(folder / "service.sock")

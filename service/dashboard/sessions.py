@@ -16,12 +16,13 @@ MOST_SESSIONS = 4096
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Session:
-    """key: None where the service asks for none."""
+    """key: None where the service asks for none. address: whose it is then, if that is known."""
 
     id: str
     key: str | None
     identity: Identity
     opened: float
+    address: str | None = None
 
 
 class Sessions:

@@ -187,6 +187,7 @@ def test_a_review_is_done_by_keyboard_and_undone(watched: Watched, server: Serve
     page.keyboard.press("k")
     page.keyboard.press("k")
     expect(page.get_by_label("Input", exact=True)).to_contain_text("no digit")
+    expect(page.get_by_label("Input", exact=True)).to_contain_text("Reviewed by127.0.0.1: no digit")
     page.keyboard.press("u")
     expect(thumbnails.nth(1)).to_contain_text("new")
     assert states() == {**states(), "new": new - 1, "abnormal": 1}

@@ -45,7 +45,7 @@ class Desk:
 
     def __init__(self, tab: Tab):
         self._tab = tab
-        self._kept = Kept(tab.state.service, tab.session.key)
+        self._kept = Kept(tab.state.service, tab.session)
         self._filter: dict[str, str] = {"state": State.NEW}
         self._cursor: str | None = None
         self._items: list[dict[str, Any]] = []

@@ -20,7 +20,7 @@ def register(state: Process) -> None:
         """The service's answer, asked with the key of whoever looks."""
         session: Session = request.scope["state"]["session"]
         try:
-            data = await Kept(state.service, session.key).image(item_id)
+            data = await Kept(state.service, session).image(item_id)
         except ProblemError as error:
             return Response(status_code=error.problem.status)
         except ClientError:
