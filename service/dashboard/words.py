@@ -1,8 +1,10 @@
 """Numbers as people read them."""
 
+import math
 from datetime import datetime
 
 UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+MOST_DECIMALS = 4
 MINUS = "\u2212"
 NONE = "–"
 SPACE = "\u00a0"  # a number and its unit stay together
@@ -37,11 +39,21 @@ def milliseconds(seconds: float | None) -> str:
     return f"{value / 1000:.3g} s" if value >= 1000 else f"{value:.3g} ms"
 
 
-def nats(value: float | None, *, signed: bool = False) -> str:
+def nats(value: float | None) -> str:
     if value is None:
         return NONE
-    rounded = round(value, 1) + 0.0  # no minus before zero
-    return f"{rounded:{'+' if signed and rounded else ''}.1f}{SPACE}nats".replace("-", MINUS)
+    return f"{round(value, 1) + 0.0:.1f}{SPACE}nats".replace("-", MINUS)  # no minus before zero
+
+
+def moved_nats(value: float | None) -> str:
+    """To three significant digits, at most four behind the point: what moves by little is not told as unmoved."""
+    if value is None:
+        return NONE
+    rounded = round(value, MOST_DECIMALS)
+    if not rounded:
+        return f"0{SPACE}nats"
+    decimals = min(MOST_DECIMALS, max(0, 2 - math.floor(math.log10(abs(rounded)))))
+    return f"{rounded:+.{decimals}f}{SPACE}nats".replace("-", MINUS)
 
 
 def ago(seconds: float) -> str:

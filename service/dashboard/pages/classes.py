@@ -61,7 +61,7 @@ def likelihood(snapshot: Snapshot) -> str:
             calibration=one.log_likelihood.calibration,
             said="no images"
             if one.log_likelihood.live is None
-            else words.nats(one.log_likelihood.median_shift, signed=True),
+            else words.moved_nats(one.log_likelihood.median_shift),
         )
         for one in model.classes
     ]

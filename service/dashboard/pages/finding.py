@@ -22,7 +22,7 @@ def verdict(finding: Finding, experiment: Experiment) -> str:
         told = f"Was taken for {clean.label}, now for {attacked.label}"
     flagged = tag("flagged", "bad") if attacked.flagged else tag("not flagged", "good")
     drop = attacked.log_likelihood - clean.log_likelihood
-    moved = "" if experiment.eps == 0 else f" · likelihood {words.nats(drop, signed=True)}"
+    moved = "" if experiment.eps == 0 else f" · likelihood {words.moved_nats(drop)}"
     note = (
         f"p-value {words.p_value(attacked.p_value)}, "
         f"flagged from {words.p_value(finding.false_alarm_rate)} downwards{moved}"

@@ -23,14 +23,25 @@ def test_percent(share, told):
     ("value", "told"),
     [
         (None, "–"),
-        (-1.66, "−1.7\u00a0nats"),
-        (0.04, "0.0\u00a0nats"),
-        (-0.04, "0.0\u00a0nats"),
-        (2, "+2.0\u00a0nats"),
+        (-1.66, "−1.66\u00a0nats"),
+        (0.0412, "+0.0412\u00a0nats"),
+        (-0.00312, "−0.0031\u00a0nats"),
+        (-0.00004, "0\u00a0nats"),
+        (0, "0\u00a0nats"),
+        (2, "+2.00\u00a0nats"),
+        (-62.94, "−62.9\u00a0nats"),
+        (1234.5, "+1234\u00a0nats"),
     ],
 )
-def test_signed_nats(value, told):
-    assert words.nats(value, signed=True) == told
+def test_nats_that_something_moved_by(value, told):
+    assert words.moved_nats(value) == told
+
+
+@pytest.mark.parametrize(
+    ("value", "told"), [(None, "–"), (-62.94, "−62.9\u00a0nats"), (-0.04, "0.0\u00a0nats"), (2, "2.0\u00a0nats")]
+)
+def test_nats(value, told):
+    assert words.nats(value) == told
 
 
 @pytest.mark.parametrize(
