@@ -243,7 +243,12 @@ def test_who_comes_second_is_told(watched: Watched, server: Server) -> None:
 
 def test_a_report_opens_and_runs_nothing(watched: Watched, server: Server) -> None:
     page = watched.open("/evaluation")
-    expect(page.get_by_role("row", name=re.compile("fgsm"))).to_contain_text("70")
+    caught = page.get_by_role("row", name=re.compile("fgsm")).locator("td").nth(1)
+    expect(caught).to_have_text("70\u00a0%")
+    page.set_viewport_size({"width": 390, "height": 844})
+    expect(page.get_by_role("columnheader", name="caught at 1 %")).to_be_in_viewport(ratio=1)
+    expect(caught).to_be_in_viewport(ratio=1)
+    page.set_viewport_size({"width": 1280, "height": 900})
     with page.context.expect_page() as opened:
         page.get_by_role("link", name="Open the report").click()
     expect(opened.value.locator("h1")).to_have_text("A report")

@@ -25,12 +25,12 @@ KNOWLEDGE = {"zero": "the network", "full": "the detector too"}
 COLUMNS = (
     ("Attack", ""),
     ("eps", RIGHT),
+    ("caught at 1 %", RIGHT),  # what the page is for, so that a phone shows it
     ("knows", RIGHT),
     ("accuracy under it", RIGHT),
     ("misread", RIGHT),
     ("AUROC", RIGHT),
     ("caught at 5 %", RIGHT),
-    ("caught at 1 %", RIGHT),
 )
 
 
@@ -101,10 +101,10 @@ def _row(row: Row) -> tuple[str, ...]:
     return (
         escape(row.attack),
         words.NONE if row.eps is None else f"{row.eps:g}",
+        f'<span class="bad">{caught}</span>' if weak else caught,
         escape(KNOWLEDGE.get(row.knowledge or "", row.knowledge or words.NONE)),
         words.percent(row.attacked_accuracy),
         f"{words.count(row.num_successful)} of {words.count(row.num_adversarial)}",
         words.NONE if row.auroc is None else f"{row.auroc:.3f}",
         words.percent(row.tpr_at_fpr_5),
-        f'<span class="bad">{caught}</span>' if weak else caught,
     )
