@@ -11,6 +11,7 @@ from detectors import SHIPPED_BUNDLE
 from detectors.manifest import load_manifest
 from service import errors
 from service.cli import app
+from service.client import Retries
 from service.key_file import read_keys
 from service.metrics import Metrics
 from service.problems import STATUSES
@@ -62,6 +63,12 @@ def test_the_metrics_are_all_there_with_their_labels():
 def test_every_problem_is_there_with_its_status(error, status):
     told = {(int(row[0]), code) for row in rows("Errors") for code in re.findall("`([a-z-]+)`", row[1])}
     assert (status, error.code) in told
+
+
+def test_the_client_s_retries_are_what_is_said():
+    assert f"It is sent {Retries().max_attempts} times at most" in README
+    (shown,) = re.findall(r"retries=(Retries\(.*?\))", README)
+    assert eval(shown) == Retries(max_attempts=20)
 
 
 def test_the_commands_for_keys_do_what_is_said(tmp_path):
