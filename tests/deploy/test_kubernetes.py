@@ -190,6 +190,13 @@ def test_the_grace_is_longer_than_the_drain(target, monkeypatch):
         assert grace > drain + shutdown
 
 
+@pytest.mark.parametrize(("target", "fewer"), [("overlays/cpu", 0), ("overlays/gpu", 1)])
+def test_a_rollout_takes_no_more_pods_than_the_page_says(target, fewer):
+    documents = build(target)
+    assert of_kind(documents, "Deployment")["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == fewer
+    assert of_kind(documents, "ScaledObject")["spec"]["minReplicaCount"] > fewer
+
+
 @every_target
 def test_pods_keep_the_restricted_pod_security_standard_and_write_nowhere_else(target):
     for spec, container in containers_of(target):
