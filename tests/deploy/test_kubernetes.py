@@ -42,22 +42,26 @@ def test_every_target_builds_into_objects_that_fit_their_schemas(target):
     assert len(names) == len(set(names))
 
 
-def shown_overlays() -> list[Document]:
+def shown() -> list[Document]:
     blocks = re.findall(r"```yaml\n(.*?)```", (FOLDER / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     return [yaml.safe_load(block) for block in blocks]
 
 
-def build_shown(shown: Document, folder: Path) -> tuple[Document, ...]:
-    (folder / "kustomization.yaml").write_text(yaml.safe_dump(shown))
+def shown_overlays() -> list[Document]:
+    return [block for block in shown() if "resources" in block]
+
+
+def build_shown(overlay: Document, folder: Path) -> tuple[Document, ...]:
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(overlay))
     (folder / "lgm-guard").symlink_to(FOLDER.parents[1])
     return build_folder(folder)
 
 
 @pytest.mark.parametrize(("place", "target"), [(0, "overlays/cpu"), (1, "kserve"), (2, "kuberay")])
 def test_the_overlays_that_the_page_shows_build(place, target, tmp_path):
-    shown = shown_overlays()[place]
-    assert shown["resources"] == [f"lgm-guard/deploy/kubernetes/{target}"]
-    documents = build_shown(shown, tmp_path)
+    overlay = shown_overlays()[place]
+    assert overlay["resources"] == [f"lgm-guard/deploy/kubernetes/{target}"]
+    documents = build_shown(overlay, tmp_path)
     assert {fault for document in documents for fault in faults(document)} == set()
     images = {
         container["image"]
@@ -77,6 +81,15 @@ def test_what_is_yours_is_taken_from_the_overlays_that_the_page_shows(tmp_path):
     (tmp_path / "kserve").mkdir()
     predictor = of_kind(build_shown(kserve, tmp_path / "kserve"), "InferenceService")["spec"]["predictor"]
     assert predictor["model"]["storageUri"] == "s3://BUCKET/bundles/mnist"
+
+
+def test_without_a_quarantine_nothing_of_it_is_left(tmp_path):
+    (instead,) = [block for block in shown() if "resources" not in block]
+    documents = build_shown({**shown_overlays()[0], **instead}, tmp_path)
+    assert {fault for document in documents for fault in faults(document)} == set()
+    (container,) = of_kind(documents, "Deployment")["spec"]["template"]["spec"]["containers"]
+    given = {**environment(container, documents), **{variable["name"]: None for variable in container["env"]}}
+    assert {name: value for name, value in given.items() if "QUARANTINE" in name} == {"LGM_QUARANTINE": "off"}
 
 
 def rename(*path: str | int, to: str) -> Callable[[Document], None]:
