@@ -204,7 +204,7 @@ DEVICE = Row(
             maximum=100,
             queries={"{{gpu}}": "DCGM_FI_DEV_GPU_UTIL"},
         ),
-        Panel(title="GPU memory used", unit="decmbytes", queries={"{{gpu}}": "DCGM_FI_DEV_FB_USED"}),
+        Panel(title="GPU memory used", unit="mbytes", queries={"{{gpu}}": "DCGM_FI_DEV_FB_USED"}),
         Panel(title="GPU temperature", unit="celsius", queries={"{{gpu}}": "DCGM_FI_DEV_GPU_TEMP"}),
         Panel(title="GPU power", unit="watt", queries={"{{gpu}}": "DCGM_FI_DEV_POWER_USAGE"}),
         Panel(title="GPU errors (XID)", unit="short", queries={"{{gpu}}": "DCGM_FI_DEV_XID_ERRORS"}),

@@ -142,6 +142,11 @@ def test_what_replicas_share_is_counted_once(title, tmp_path):
     assert found.returncode == 0, found.stdout + found.stderr
 
 
+def test_the_gpu_s_memory_is_in_dcgm_s_mebibytes():
+    (panel,) = [panel for panel in PANELS if "DCGM_FI_DEV_FB_USED" in panel["targets"][0]["expr"]]
+    assert panel["fieldConfig"]["defaults"]["unit"] == "mbytes"  # 2^20 bytes to Grafana; decmbytes are 10^6
+
+
 def test_panels_do_not_overlap():
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
