@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from detectors import BundleError, CalibrationError, Screener, load_bundle
 from detectors.cli import app
-from detectors.manifest import CARD, load_manifest
+from detectors.manifest import CARD, DataSplit, load_manifest
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.data import load_splits
 from model.errors import CheckpointError, ConfigurationError, DataError, LGMGuardError
@@ -63,6 +63,10 @@ def test_fit_writes_a_bundle_that_loads_and_passes_its_self_test(fitted: tuple[P
     told = result.stdout.splitlines()[-1]
     assert f"{output}: digits-5 {screener.version}, accuracy {manifest.measured['accuracy']:.4f}" in told
     assert "0.05 promised" in told
+
+
+def test_a_bundle_notes_how_its_data_were_parted(fitted: tuple[Path, Result]) -> None:
+    assert load_manifest(fitted[0]).data == DataSplit(name="digits", split_seed=0, left_out=())
 
 
 def test_the_card_s_figures_are_the_manifest_s(fitted: tuple[Path, Result]) -> None:

@@ -71,7 +71,8 @@ def test_head_is_answered_as_get_is(client):
 
 
 def test_both_formats_of_metrics_parse_and_tell_the_same(client, digit_files):
-    client.post(URL, content=digit_files[0], headers=PNG)
+    for content in (digit_files[0], b"bad"):
+        client.post(URL, content=content, headers=PNG)
     accept = {"accept": "application/openmetrics-text; version=1.0.0"}
     families = list(open_metrics.text_string_to_metric_families(client.get("/metrics", headers=accept).text))
     assert {f"lgm_{name}" for name in ("requests", "log_likelihood", "p_value")} <= {one.name for one in families}

@@ -252,11 +252,11 @@ def test_it_raises_what_plain_pgd_reaches_at_a_strict_threshold(
     digits_screener: Screener, batch: tuple[Tensor, Tensor]
 ) -> None:
     """At an eps where the class falls anyway, at a false-alarm rate of 50 %."""
-    images, labels = (tensor[:24] for tensor in batch)
-    plain = run_attack(digits_screener.network, "pgd", images, labels, eps=0.25, steps=20)
-    knowing = run_adaptive(digits_screener, "selective-pgd", images, labels, eps=0.25, steps=20)
+    images, labels = batch
+    plain = run_attack(digits_screener.network, "pgd", images, labels, eps=0.25, steps=40)
+    knowing = run_adaptive(digits_screener, "selective-pgd", images, labels, eps=0.25, steps=40)
     before, after = (got_through(digits_screener, found, labels, false_alarm_rate=0.5) for found in (plain, knowing))
-    assert after > before + 0.1
+    assert after > before + 0.3
 
 
 @pytest.mark.parametrize("name", [name for name in ADAPTIVE if name not in ("feature-matching", "smooth-pgd")])

@@ -1,21 +1,24 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from detectors.cli import app as detectors_app
+from detectors.bundle import save_bundle
+from detectors.commands.options import data_for
 from detectors.evaluation.attacks import AttackError
 from detectors.evaluation.cli import REFUSED, app
 from detectors.evaluation.settings import EvaluationError
+from detectors.fitting import fit_screener
+from detectors.manifest import DataSplit, load_manifest
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
-from model.config import DataConfig, dump_config, parse_config
-from model.data import load_splits
+from model.config import DataConfig
+from model.data import join, load_splits
 from model.errors import ConfigurationError, LGMGuardError
-from model.train import train
-from model.training_log import Silent
 from tests.detectors.evaluation.test_report import Page
 
 
@@ -146,26 +149,39 @@ def test_other_foreign_images_under_the_same_name_are_not_told_by_old_figures(
     assert isinstance(result.exception, EvaluationError)
 
 
-@pytest.mark.parametrize("changes", [{"split_seed": 1}, {"left_out": ["8", "9"]}])
-def test_the_test_images_are_those_of_the_bundle_s_own_split(
-    digits_checkpoint: Checkpoint, tmp_path: Path, changes: dict[str, object]
-) -> None:
-    """An image folder without a test set is parted by the seed of training, and classes left out stay out."""
-    images = load_splits(DataConfig(name="digits")).train
-    for index, (pixels, label) in enumerate(zip(images.images, images.labels, strict=True)):
+def test_the_test_images_are_those_of_the_bundle_s_own_split(digits_checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """An image folder without a test set is parted by the seed that it was fitted with."""
+    splits = load_splits(digits_checkpoint.config.data)
+    unseen = join(splits.calibration, splits.test)
+    for index, (pixels, label) in enumerate(zip(unseen.images, unseen.labels, strict=True)):
         (tmp_path / "images" / str(int(label))).mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels[0].numpy()).save(tmp_path / "images" / str(int(label)) / f"{index}.png")
-    values = dump_config(digits_checkpoint.config)
-    data = {"name": "image-folder", "directory": str(tmp_path / "images"), "calibration_fraction": 0.4, **changes}
-    config = parse_config({**values, "data": data, "training": {**values["training"], "epochs": 5}})
-    train(config, tmp_path / "run", Silent())
-    fit = ["fit", str(tmp_path / "run"), "--output", str(tmp_path / "bundle"), "--false-alarm-rate", "0.3"]
-    assert CliRunner().invoke(detectors_app, fit).exit_code == 0
+    data = DataConfig(name="image-folder", directory=str(tmp_path / "images"), split_seed=1)
+    fitted = fit_screener(digits_checkpoint, data, false_alarm_rate=0.05, name="folder", device=torch.device("cpu"))
+    save_bundle(
+        fitted.screener,
+        tmp_path / "bundle",
+        network=digits_checkpoint.config.network,
+        mixture=digits_checkpoint.config.mixture,
+        reference_images=fitted.calibration.images[:8],
+        split_digests={"test": fitted.splits.test.digest()},
+        measured={},
+        card="a folder of digits",
+        data=DataSplit(name="image-folder", split_seed=1, left_out=()),
+    )
     arguments = ("--data", "image-folder", "--data-dir", tmp_path / "images", "--output", tmp_path / "out")
     result = invoke(tmp_path / "bundle", *arguments)
     assert result.exit_code == 0, result.output
     checks = json.loads((tmp_path / "out" / "results.json").read_text())["checks"]
     assert {check["name"]: check["level"] for check in checks}["test images"] == "passed"
+
+
+def test_classes_that_were_left_out_stay_out_of_the_same_data_alone(digits_bundle: Path) -> None:
+    split = DataSplit(name="digits", split_seed=3, left_out=("8", "9"))
+    manifest = replace(load_manifest(digits_bundle), data=split)
+    same, other = (data_for(manifest, name, None) for name in ("digits", "mnist"))
+    assert (same.split_seed, same.left_out) == (3, ("8", "9"))
+    assert (other.split_seed, other.left_out) == (0, ())
 
 
 @pytest.mark.parametrize(
