@@ -99,9 +99,9 @@ proto: install
 lock:
 	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 \
 		--extra train --extra eval --extra parquet --extra timm --extra grpc --extra export --extra postgresql --extra s3 --extra tracing --extra scale --extra dev \
-		--no-annotate --no-header --no-emit-index-url --quiet --output-file requirements.lock
+		--no-annotate --no-header --quiet --output-file requirements.lock
 	$(BIN)/uv pip compile tests/benchmarks/serving/rivals.in --universal --python-version 3.11 \
-		--no-annotate --no-header --no-emit-index-url --quiet --output-file tests/benchmarks/serving/rivals.txt
+		--no-annotate --no-header --quiet --output-file tests/benchmarks/serving/rivals.txt
 
 clean:
 	rm -rf $(VENV) $(RIVALS) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
