@@ -43,10 +43,7 @@ class ImageSet:
 
     def digest(self) -> str:
         """SHA-256 over shape, pixels and labels: names a split so that another cannot be taken for it."""
-        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
-        digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
+        return digest_of(self.images, self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +54,14 @@ class Splits:
     calibration: ImageSet
     test: ImageSet
     image_format: ImageFormat
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """SHA-256 over the first one's shape and the bytes of all."""
+    digest = hashlib.sha256(repr(tuple(tensors[0].shape)).encode())
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def to_unit(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:

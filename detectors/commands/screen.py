@@ -93,11 +93,10 @@ def _screen_here(
     target = None if output is None else Path(output)
     bulk.check_output(target)
     screener = load_bundle(bundle, select_device(device))
-    total, chunks = (
-        _of_set(screener, data_for(load_manifest(bundle), data, data_dir), limit)
-        if data
-        else _of_files(screener, paths, limit)
-    )
+    if data:
+        total, chunks = _of_set(screener, data_for(load_manifest(bundle), data, data_dir), limit)
+    else:
+        total, chunks = _of_files(screener, paths, limit)
     counts = Counts()
     with bulk.row_writer(target) as write, progress_bar("screening") as progress:
         for rows in chunks:

@@ -26,7 +26,7 @@ from model import gaussian
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
 from model.criterion import Classifier, Criterion, classifier_of, fit_gaussians, restore_criterion
-from model.data import ImageSet, Splits, load_splits, to_unit, unseen_classes
+from model.data import ImageSet, Splits, digest_of, load_splits, to_unit, unseen_classes
 from model.losses.base import RivalLoss
 from model.mixture import GaussianMixture
 from model.network import Network
@@ -76,8 +76,7 @@ class Images:
         for part in (splits.train, splits.calibration, splits.test):
             digest.update(part.digest().encode())
         for name in abnormal.foreign:
-            foreign = abnormal_images(name, data, splits.test, splits.image_format)
-            digest.update(foreign.contiguous().numpy().tobytes())
+            digest.update(digest_of(abnormal_images(name, data, splits.test, splits.image_format)).encode())
         return cls(splits=splits, digest=digest.hexdigest())
 
 

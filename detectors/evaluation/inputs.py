@@ -3,7 +3,6 @@
 Images of a data set are in memory; those of a store are read when they are sliced.
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from detectors.manifest import Manifest, load_manifest
 from detectors.measuring import abnormal_images, foreign_images
 from detectors.screener import Screener
 from model.config import DataConfig
-from model.data import ImageSet, load_splits, to_unit
+from model.data import ImageSet, digest_of, load_splits, to_unit
 from model.errors import DataError
 from model.images import ImageFormat
 
@@ -102,11 +101,7 @@ def _foreign(name: str, data: DataConfig, test: TestSet, image_format: ImageForm
 
 def _digest(images: Images) -> str:
     """What is read from the store of the test images changes with their digest."""
-    if isinstance(images, StoredImages):
-        return str(len(images))
-    digest = hashlib.sha256(repr(tuple(images.shape)).encode())
-    digest.update(images.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    return str(len(images)) if isinstance(images, StoredImages) else digest_of(images)
 
 
 def _drawn(count: int, limit: int | None, seed: int) -> Tensor:
