@@ -9,13 +9,16 @@ WINDOWS = {"gzip": zlib.MAX_WBITS + 16, "deflate": zlib.MAX_WBITS}
 
 
 def check_encoding(given: str) -> str:
-    """The content-encoding in lower case. Raises UnsupportedMediaError for one that is not taken."""
+    """The content-encoding in lower case, empty where it changes nothing.
+
+    Raises UnsupportedMediaError for one that is not taken.
+    """
     encoding = given.strip().lower()
     if encoding not in ("", "identity", *WINDOWS):
         raise UnsupportedMediaError(
             FieldFault("content-encoding", f"{encoding[:64]} is not taken; send {', '.join(WINDOWS)} or identity")
         )
-    return encoding
+    return encoding if encoding in WINDOWS else ""
 
 
 def decompress(body: bytes, encoding: str, *, max_bytes: int) -> bytes:

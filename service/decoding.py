@@ -31,6 +31,7 @@ class Limits:
     image_format: ImageFormat
     max_pixels: int
     max_instances: int
+    max_body_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

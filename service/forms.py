@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from python_multipart.multipart import parse_options_header
 from starlette.types import Receive
 
+from service.compression import decompress
 from service.decoding import Batch, Limits, decode_file, decode_files, decode_json
 from service.errors import AbandonedError, FieldFault, MalformedBodyError, SlowBodyError, UnsupportedMediaError
 from service.multipart import read_files
@@ -16,8 +17,16 @@ Decode = Callable[[bytes, Limits], Batch]
 
 
 @lru_cache(maxsize=64)
-def decoder_for(content_type: bytes) -> Decode:
-    """Raises UnsupportedMediaError, and MalformedBodyError for multipart without boundary."""
+def decoder_for(content_type: bytes, encoding: str = "") -> Decode:
+    """encoding: as check_encoding gives it.
+
+    Raises UnsupportedMediaError, and MalformedBodyError for multipart without boundary.
+    """
+    decode = _decoder_for(content_type)
+    return partial(_decode_compressed, decode, encoding) if encoding else decode
+
+
+def _decoder_for(content_type: bytes) -> Decode:
     media_type, options = parse_options_header(content_type)
     if media_type.startswith(b"image/"):
         return partial(decode_file, "body")
@@ -48,6 +57,10 @@ async def _read(receive: Receive) -> bytes:
         chunks.append(message.get("body", b""))
         more = message.get("more_body", False)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _decode_compressed(decode: Decode, encoding: str, body: bytes, limits: Limits) -> Batch:
+    return decode(decompress(body, encoding, max_bytes=limits.max_body_bytes), limits)
 
 
 def _boundary(options: dict[bytes, bytes]) -> bytes:

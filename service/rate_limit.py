@@ -7,9 +7,12 @@ bucket is full again; a full bucket is as good as none and is dropped.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+from service.errors import InvalidInputError
 
 MAX_BUCKETS = 10_000
 OVERFLOW = "*"
@@ -32,6 +35,16 @@ class Allowance:
     def told(self) -> str:
         """The value of RateLimit."""
         return f'"images";r={self.remaining};t={math.ceil(self.full_after_seconds)}'
+
+
+@contextmanager
+def paying_for_faults(state: MutableMapping[str, Any]) -> Iterator[None]:
+    """Images that cannot be judged were read all the same: each has its fault, and counts in the request's state."""
+    try:
+        yield
+    except InvalidInputError as error:
+        state["num_images"] = len(error.faults)
+        raise
 
 
 class RateLimiter(Protocol):

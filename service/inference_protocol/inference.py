@@ -10,6 +10,7 @@ from service.engine import Engine
 from service.errors import DeadlineError, NotReadyError
 from service.inference_protocol.outputs import withhold_flagged
 from service.judgements import Floats, Judgements
+from service.rate_limit import paying_for_faults
 from service.recording import recorded
 from service.runtime import Runtime
 
@@ -62,7 +63,7 @@ async def judge(
     Raises what decode raises, DeadlineError, OverloadedError, NotReadyError, InferenceError.
     """
     started = time.monotonic()
-    with recorded("decode"):
+    with recorded("decode"), paying_for_faults(state):
         inference = decode() if cheap else await engine.prepare(partial(_decode_in_time, decode, deadline))
     state["num_images"] = len(inference.images)
     if inference.timeout_seconds is not None:

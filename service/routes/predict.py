@@ -8,13 +8,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from service.answers import answer
-from service.compression import WINDOWS, check_encoding, decompress
+from service.compression import check_encoding
 from service.deadlines import HEADER, deadline_of
 from service.decoding import Batch, Limits
 from service.disconnects import hung_up
 from service.engine import Engine
-from service.errors import DeadlineError, InvalidInputError
+from service.errors import DeadlineError
 from service.forms import Decode, decoder_for, read_body
+from service.rate_limit import paying_for_faults
 from service.recording import recorded
 from service.routes.context import runtime_of
 from service.schemas import PredictResponse, Problem
@@ -70,12 +71,13 @@ async def predict(request: Request) -> Response:
     runtime.engine_for().check_room()  # before anything is read, let alone decoded
     deadline = deadline_of(headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
     encoding = check_encoding(headers.get(b"content-encoding", b"").decode("latin-1"))
-    decode = decoder_for(headers.get(b"content-type", b""))
+    decode = decoder_for(headers.get(b"content-type", b""), encoding)
     body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
-    state = request.scope["state"]
+    state, in_passing = request.scope["state"], len(body) <= INLINE_BYTES and not encoding
     with runtime.engine_for().in_use() as engine:  # again: another may be active by now
-        with recorded("decode"):
-            batch = await _decode(engine, decode, body, encoding, settings, deadline, state)
+        with recorded("decode"), paying_for_faults(state):
+            batch = await _decode(engine, decode, body, settings, deadline, in_passing=in_passing)
+        state["num_images"] = batch.size
         judgements = await engine.screen(batch.images, deadline, abandoned=hung_up(request.receive))
     runtime.offer(engine, batch.images, judgements, state)
     if batch.faults:
@@ -91,37 +93,17 @@ async def predict(request: Request) -> Response:
 
 
 async def _decode(
-    engine: Engine,
-    decode: Decode,
-    body: bytes,
-    encoding: str,
-    settings: Settings,
-    deadline: float,
-    state: dict[str, Any],
+    engine: Engine, decode: Decode, body: bytes, settings: Settings, deadline: float, *, in_passing: bool
 ) -> Batch:
-    """Tells the request's state how many images there are: also where none is good, for each then has its fault."""
     limits = Limits(
         image_format=engine.image_format,
         max_pixels=settings.max_pixels,
         max_instances=settings.max_instances,
+        max_body_bytes=settings.max_body_bytes,
     )
-    is_compressed = encoding in WINDOWS
-    if is_compressed:
-        decode = partial(_decode_compressed, decode, encoding, settings.max_body_bytes)
-    try:
-        if len(body) <= INLINE_BYTES and engine.small_images and not is_compressed:
-            batch = decode(body, limits)
-        else:
-            batch = await engine.prepare(partial(_decode_in_time, decode, body, limits, deadline))
-    except InvalidInputError as error:
-        state["num_images"] = len(error.faults)
-        raise
-    state["num_images"] = batch.size
-    return batch
-
-
-def _decode_compressed(decode: Decode, encoding: str, max_bytes: int, body: bytes, limits: Limits) -> Batch:
-    return decode(decompress(body, encoding, max_bytes=max_bytes), limits)
+    if in_passing and engine.small_images:
+        return decode(body, limits)
+    return await engine.prepare(partial(_decode_in_time, decode, body, limits, deadline))
 
 
 def _decode_in_time(decode: Decode, body: bytes, limits: Limits, deadline: float) -> Batch:

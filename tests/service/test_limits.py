@@ -153,13 +153,16 @@ def test_images_are_paid_for_whatever_the_answer_is(make_client, digit_files):
     client = make_client(rate_limit=0.001, rate_limit_burst=20)
     bad = client.post(URL, files=[("image", ("a", b"bad"))] * 4)
     assert (bad.status_code, bad.headers["ratelimit"].partition(";t=")[0]) == (422, '"images";r=16')
+    floats = {"name": "images", "datatype": "FP32", "shape": [3, 1, 8, 8], "data": [2.0] * 192}
+    wrong = client.post("/v2/models/digits/infer", json={"inputs": [floats]})
+    assert (wrong.status_code, wrong.headers["ratelimit"].partition(";t=")[0]) == (422, '"images";r=13')
     with workers_held(client):
         files = [("image", ("a", digit_files[0]))] * 5
         late = client.post(URL, files=files, headers={"x-deadline-ms": "20"})
         tensor = {"name": "images", "datatype": "UINT8", "shape": [6, 1, 8, 8], "data": [0] * 384}
         later = client.post("/v2/models/digits/infer", json={"inputs": [tensor], "parameters": {"timeout": 20_000}})
-    assert (late.status_code, late.headers["ratelimit"].partition(";t=")[0]) == (504, '"images";r=11')
-    assert (later.status_code, later.headers["ratelimit"].partition(";t=")[0]) == (504, '"images";r=5')
+    assert (late.status_code, late.headers["ratelimit"].partition(";t=")[0]) == (504, '"images";r=8')
+    assert (later.status_code, later.headers["ratelimit"].partition(";t=")[0]) == (504, '"images";r=2')
 
 
 def test_the_app_counts_its_images(make_client, digit_files):

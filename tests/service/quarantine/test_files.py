@@ -51,7 +51,7 @@ def test_nothing_of_a_file_but_its_pixels_is_kept(mode):
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", exif=exif)
     image_format = ImageFormat(shape=(channels, 8, 8))
-    limits = Limits(image_format=image_format, max_pixels=64, max_instances=1)
+    limits = Limits(image_format=image_format, max_pixels=64, max_instances=1, max_body_bytes=4096)
     file = write_image(decode_file("body", buffer.getvalue(), limits).images[0])
     assert b"taken at home" in buffer.getvalue()
     assert b"taken at home" not in file.content
