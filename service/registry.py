@@ -26,7 +26,10 @@ class Offers:
 
 
 class Registry:
-    """Engines by name and version. Switching is one assignment, so no request ever sees half of it."""
+    """Engines by name and version. Switching is one assignment, so no request ever sees half of it.
+
+    Its tables are never changed but replaced by one assignment: any thread may read them, as metrics do.
+    """
 
     def __init__(self, settings: Settings, metrics: Metrics, traffic: Traffic):
         self._settings = settings
@@ -109,7 +112,7 @@ class Registry:
             engine = self.engine_for(name, version)
             if self.is_active(name, version):
                 raise ActivationError(f"{name} {version} is active; activate another version first")
-            del self._engines[name, version]
+            self._engines = {key: kept for key, kept in self._engines.items() if kept is not engine}
             await engine.close()
 
     async def close(self) -> None:
@@ -133,7 +136,7 @@ class Registry:
         engine = await Engine.load(
             folder.resolve(), settings=self._settings, metrics=self._metrics, traffic=self._traffic
         )
-        self._engines[engine.name, engine.version] = engine
+        self._engines = {**self._engines, (engine.name, engine.version): engine}
         return engine
 
     async def _find(self, name: str, version: str) -> Path:
@@ -150,8 +153,8 @@ class Registry:
         if before == engine.version:
             return
         if before is not None:
-            self._former[engine.name] = before
-        self._active[engine.name] = engine.version
+            self._former = {**self._former, engine.name: before}
+        self._active = {**self._active, engine.name: engine.version}
         logger.info("%s %s is active", engine.name, engine.version)
         self._metrics.models_active(list(self._active.items()))
         self._metrics.calibrated([active.manifest for active in self.active_engines()])
