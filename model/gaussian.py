@@ -54,6 +54,16 @@ def log_floored_(inverse: Float[Tensor, "k v"], raw: Float[Tensor, "k v"], floor
     return torch.maximum(inverse.clamp_min(SMALLEST_INVERSE).log_().neg_(), raw)
 
 
+def exact_dtype(values: Tensor) -> torch.dtype:
+    """The widest that their device has."""
+    return torch.float32 if values.device.type == "mps" else torch.float64
+
+
+def returned_dtype(features: Tensor) -> torch.dtype:
+    """That of the features, float32 at least."""
+    return torch.promote_types(features.dtype, torch.float32)
+
+
 def log_joint(
     features: Float[Tensor, "n d"],
     means: Float[Tensor, "k d"],
@@ -63,10 +73,10 @@ def log_joint(
     """log p(x, k) = log p(k) - log|Lambda_k| / 2 - d_k(x) - d/2 log 2 pi, in nats, without any margin.
 
     Differentiable in every argument. Computed in float64 where the device has it (a head's share of a
-    network's cost is small, and a likelihood must not depend on the batch or on TF32), returned in the
-    dtype of the features.
+    network's cost is small, and a likelihood must not depend on the batch or on TF32), returned in that of
+    the features, but never narrower than float32: half precision has whole nats where likelihoods are.
     """
-    exact = torch.float32 if features.device.type == "mps" else torch.float64
+    exact = exact_dtype(features)
     with torch.autocast(features.device.type, enabled=False):
         centre = means.detach().to(exact).mean(0)
         scores = _scores(
@@ -75,7 +85,7 @@ def log_joint(
             None if log_variances is None else log_variances.to(exact),
             log_priors.to(exact),
         )
-        return (scores - 0.5 * means.shape[1] * math.log(2 * math.pi)).to(features.dtype)
+        return (scores - 0.5 * means.shape[1] * math.log(2 * math.pi)).to(returned_dtype(features))
 
 
 def _scores(features: Tensor, means: Tensor, log_variances: Tensor | None, log_priors: Tensor) -> Tensor:

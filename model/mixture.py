@@ -92,8 +92,10 @@ class GaussianMixture(nn.Module):
     def forward(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
         """Log joint in nats, no margin; argmax is the prediction, softmax the posterior.
 
-        Raises ConfigurationError where the classes are spread over processes: none has the scores of all.
+        Raises ConfigurationError when features are not (n, d), and where the classes are spread over processes:
+        none has the scores of all.
         """
+        self._check_shape(features)
         if not self.peers.alone:
             raise ConfigurationError(
                 f"the log joint needs all {self.num_classes} classes; {len(self.means)} are here, others with peers"
@@ -114,7 +116,8 @@ class GaussianMixture(nn.Module):
     def _best_here(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Of the classes here, counted from the first of them."""
         log_variances, log_priors = self.log_variances, self.log_priors
-        highest = features.new_full((len(features),), -math.inf)
+        self._check_shape(features)
+        highest = features.new_full((len(features),), -math.inf, dtype=gaussian.returned_dtype(features))
         index = torch.zeros(len(features), dtype=torch.int64, device=features.device)
         for start in range(0, len(self.means), CLASS_BLOCK):
             rows = slice(start, start + CLASS_BLOCK)
@@ -140,11 +143,11 @@ class GaussianMixture(nn.Module):
     def set_means(self, features: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
         """Set each class's mean to that of its features; a class without any keeps the one it has.
 
-        Raises ConfigurationError when features are not (n, d) or a label lies outside [0, k).
+        Raises ConfigurationError when features are not (n, d) and finite, or labels not n integers in [0, k).
         """
         features, labels = self._of_classes_here(features, labels)
         counts = torch.bincount(labels, minlength=len(self.means)).unsqueeze(1)
-        sums = torch.zeros_like(self.means).index_add_(0, labels, features)
+        sums = _sums(features, labels, len(self.means))
         self.means.copy_(torch.where(counts > 0, sums / counts.clamp_min(1), self.means))
 
     @torch.no_grad()
@@ -156,11 +159,11 @@ class GaussianMixture(nn.Module):
         features, labels = self._of_classes_here(features, labels)
         if self.variance == "unit":
             return
-        squares = (features - self.means[labels]).square()
+        squares = (features - self.means.to(features)[labels]).square()
         if self.variance == "isotropic":
             squares = squares.mean(1, keepdim=True)
         counts = torch.bincount(labels, minlength=len(self.means)).unsqueeze(1)
-        sums = torch.zeros_like(self.raw_log_variances).index_add_(0, labels, squares)
+        sums = _sums(squares, labels, len(self.means))
         above_floor = (sums / counts.clamp_min(1) - self.variance_floor).clamp_min(1e-3 * self.variance_floor)
         self.raw_log_variances.copy_(torch.where(counts > 1, above_floor.log(), self.raw_log_variances))
 
@@ -187,19 +190,32 @@ class GaussianMixture(nn.Module):
         return values if self.peers.alone else self.peers.gather(values, self.part).cpu()
 
     def _of_classes_here(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Those features, and which of the classes here they are of. Checks all."""
-        if features.shape[1] != self.num_features:
-            raise ConfigurationError(f"features must be (n, {self.num_features}), got {tuple(features.shape)}")
+        """Those features in the widest dtype, and which of the classes here they are of. Checks all."""
+        self._check_shape(features)
+        if not bool(features.isfinite().all()):
+            raise ConfigurationError("features must be finite")
+        if labels.shape != features.shape[:1] or labels.is_floating_point():
+            said = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ConfigurationError(f"labels must be {len(features)} integers, got {said}")
         if bool(((labels < 0) | (labels >= self.num_classes)).any()):
             raise ConfigurationError(f"labels must lie in [0, {self.num_classes})")
         own = labels - self.part.first
         here = (own >= 0) & (own < len(self.means))
-        return features[here].to(self.means), own[here]
+        return features[here].to(self.means.device, gaussian.exact_dtype(self.means)), own[here].to(self.means.device)
+
+    def _check_shape(self, features: Tensor) -> None:
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            raise ConfigurationError(f"features must be (n, {self.num_features}), got {tuple(features.shape)}")
 
     def extra_repr(self) -> str:
         return (
             f"{self.num_classes} classes, {self.num_features} features, variance={self.variance}, prior={self.prior}"
         )
+
+
+def _sums(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Of each class's rows (k, ...); those of a million must not lose digits, hence the rows' wide dtype."""
+    return rows.new_zeros(num_classes, rows.shape[1]).index_add_(0, labels, rows)
 
 
 def _check(

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from hypothesis import settings
@@ -42,6 +43,12 @@ DIGITS = {
     "optimizer": {"learning_rate": 0.05},
     "training": {"epochs": 6, "batch_size": 32, "seed": SEED},
 }
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user calls it: annotations are checked in tests alone, and would refuse before the code does."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 @pytest.fixture(scope="session")

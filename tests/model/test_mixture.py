@@ -136,8 +136,9 @@ def test_half_precision_features_under_autocast_are_scored_in_full(dtype: torch.
     features = torch.randn(4, 3, generator=torch.Generator().manual_seed(2)).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = mixture(features)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found, mixture(features.float()).to(dtype), rtol=0, atol=0)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, mixture(features.float()), rtol=0, atol=0)
+    torch.testing.assert_close(mixture.best(features), mixture.best(features.float()), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("variance", ["isotropic", "diagonal"])
@@ -208,13 +209,45 @@ def test_set_priors_refuses_what_is_not_a_count_per_class(counts: list[int]) -> 
         GaussianMixture(3, 2, prior="counts").set_priors(torch.tensor(counts))
 
 
-def test_set_means_refuses_what_does_not_fit() -> None:
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        (torch.zeros(1, 4), torch.tensor([0]), r"features must be \(n, 2\), got \(1, 4\)"),
+        (torch.zeros(2), torch.tensor([0]), r"features must be \(n, 2\), got \(2,\)"),
+        (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "features must be finite"),
+        (torch.zeros(1, 2), torch.tensor([3]), r"labels must lie in \[0, 3\)"),
+        (torch.zeros(1, 2), torch.tensor([-1]), r"labels must lie in \[0, 3\)"),
+        (torch.zeros(1, 2), torch.tensor([0.0]), r"labels must be 1 integers, got torch.float32 \(1,\)"),
+        (torch.zeros(2, 2), torch.tensor([0]), r"labels must be 2 integers, got torch.int64 \(1,\)"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_gaussians_are_not_set_from_what_does_not_fit(features: Tensor, labels: Tensor, message: str) -> None:
+    mixture = GaussianMixture(3, 2, variance="diagonal")
+    for change in (mixture.set_means, mixture.set_variances):
+        with pytest.raises(ConfigurationError, match=message):
+            change(features, labels)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3), (2,)])
+@pytest.mark.usefixtures("without_type_checks")
+def test_features_of_another_width_are_not_scored(shape: tuple[int, ...]) -> None:
     mixture = GaussianMixture(3, 2)
-    with pytest.raises(ConfigurationError, match=r"features must be \(n, 2\), got \(1, 4\)"):
-        mixture.set_means(torch.zeros(1, 4), torch.tensor([0]))
-    for label in (3, -1):
-        with pytest.raises(ConfigurationError, match=r"labels must lie in \[0, 3\)"):
-            mixture.set_means(torch.zeros(1, 2), torch.tensor([label]))
+    for ask in (mixture, mixture.predict, mixture.log_likelihood):
+        with pytest.raises(ConfigurationError, match=r"features must be \(n, 2\), got "):
+            ask(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("variance", ["isotropic", "diagonal"])
+def test_a_class_of_a_million_features_has_their_mean_and_variance(variance: str) -> None:
+    features = torch.randn(1_000_000, 1, generator=torch.Generator().manual_seed(3)) + 101
+    labels = torch.zeros(len(features), dtype=torch.int64)
+    mixture = GaussianMixture(2, 1, variance=variance)
+    mixture.set_means(features, labels)
+    mixture.set_variances(features, labels)
+    assert mixture.log_variances is not None
+    assert mixture.means.detach()[0].item() == pytest.approx(float(features.double().mean()), rel=1e-6)
+    assert mixture.log_variances.detach()[0].exp().item() == pytest.approx(float(features.double().var()), rel=1e-4)
 
 
 @pytest.mark.parametrize("variance", FORMS)
@@ -233,14 +266,6 @@ def test_set_variances_takes_those_of_each_class_and_leaves_classes_of_one(varia
     torch.testing.assert_close(found[1], torch.ones_like(found[1]))
     torch.testing.assert_close(found[2], torch.full_like(found[2], 1e-3), rtol=2e-3, atol=0)
     assert mixture.raw_log_variances.requires_grad
-
-
-def test_set_variances_refuses_what_does_not_fit() -> None:
-    mixture = GaussianMixture(3, 2, variance="diagonal")
-    with pytest.raises(ConfigurationError, match=r"features must be \(n, 2\), got \(1, 4\)"):
-        mixture.set_variances(torch.zeros(1, 4), torch.tensor([0]))
-    with pytest.raises(ConfigurationError, match=r"labels must lie in \[0, 3\)"):
-        mixture.set_variances(torch.zeros(1, 2), torch.tensor([3]))
 
 
 def test_its_description_names_sizes_and_forms() -> None:
