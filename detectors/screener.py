@@ -92,6 +92,10 @@ class Screener(nn.Module):
         self.reference = reference
         self.eval()
 
+    def train(self, mode: bool = True) -> "Screener":
+        """Stays in evaluation mode, whatever a module around it does: it judges as it was calibrated."""
+        return super().train(False)
+
     @property
     def device(self) -> torch.device:
         """Where images are judged; those that lie elsewhere are moved."""
@@ -170,6 +174,8 @@ class Screener(nn.Module):
 
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
     """Raises ImageError unless images are floats (n >= 1, *shape), all finite and in [0, 1]."""
+    if not isinstance(images, Tensor):
+        raise ImageError(f"images must be a torch.Tensor, got {type(images).__name__}")
     if images.ndim != 4 or tuple(images.shape[1:]) != shape or len(images) == 0:
         raise ImageError(f"images must have shape (n >= 1, {', '.join(map(str, shape))}), got {tuple(images.shape)}")
     if not images.is_floating_point():

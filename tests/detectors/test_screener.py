@@ -1,3 +1,4 @@
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from torch import Tensor
 
 from detectors import BundleError, ImageError, Screener
 from detectors.bundle import load_bundle
+from detectors.screener import check_images
 from model.checkpoint import Checkpoint
 from model.data import load_splits, to_unit
 
@@ -87,6 +89,21 @@ def test_following_the_gradient_raises_the_suspicion(digits_screener: Screener, 
 def test_the_screener_is_in_evaluation_mode_and_frozen(digits_screener: Screener) -> None:
     assert not any(module.training for module in digits_screener.modules())
     assert not any(parameter.requires_grad for parameter in digits_screener.parameters())
+
+
+def test_it_stays_so_in_a_module_that_is_trained(digits_screener: Screener, images: Tensor) -> None:
+    around = torch.nn.ModuleList([digits_screener])
+    before, state = digits_screener.screen(images).p_value, deepcopy(digits_screener.state_dict())
+    around.train()
+    assert not any(module.training for module in digits_screener.modules())
+    torch.testing.assert_close(digits_screener.screen(images).p_value, before, rtol=0, atol=0)
+    torch.testing.assert_close(digits_screener.state_dict(), state, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_no_tensor_is_refused(digits_screener: Screener) -> None:
+    with pytest.raises(ImageError, match=r"images must be a torch\.Tensor, got list"):
+        check_images([[0.5]], digits_screener.image_format.shape)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
