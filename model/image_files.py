@@ -1,7 +1,7 @@
 """Image files on a disk: which there are, and what they hold."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +16,26 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder but hidden ones, in a stable order."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
+    """All image files below a folder but hidden ones, in a stable order; links are followed.
+
+    A link to nothing is among them, for whoever reads it to tell of. Raises DataError for a folder that cannot be
+    read.
+    """
+    return sorted(path for path in _below(folder) if path.is_file() or (path.is_symlink() and not path.exists()))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """What has an image's name and is not hidden; every folder once, however many links lead there."""
+    seen = {folder.resolve()}
+    for where, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        inside = {Path(where, name).resolve(): name for name in sorted(folders, reverse=True) if name[0] != "."}
+        folders[:] = [name for real, name in inside.items() if real not in seen]
+        seen.update(inside)
+        yield from (Path(where, name) for name in names if name[0] != "." and Path(name).suffix.lower() in SUFFIXES)
+
+
+def _refuse(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read: {error.strerror}")
 
 
 def read_images(paths: Sequence[Path], image_format: ImageFormat) -> UInt8[Tensor, "n c h w"]:

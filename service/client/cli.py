@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from model.image_files import SUFFIXES, image_files
 from service.client.answers import FailedPrediction, Prediction
 from service.client.client import Client
 from service.client.common import DEFAULT_URL
@@ -22,7 +23,6 @@ from service.client.errors import InputError
 
 app = typer.Typer()
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 FILES_AT_ONCE = 64
 SOME_FAILED = 1
 COLUMNS = ("image", "label", "class_index", "probability", "log_likelihood", "p_value", "flagged", "error")
@@ -56,20 +56,15 @@ def predict(
 def find_files(paths: list[Path]) -> list[Path]:
     """Files as given, even where they do not exist, and the image files below folders, in a stable order.
 
-    Raises InputError for a folder without any.
+    Raises InputError for a folder without any, DataError for one that cannot be read.
     """
     found: list[Path] = []
     for path in paths:
-        inside = _image_files(path) if path.is_dir() else [path]
+        inside = image_files(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no image files ({', '.join(sorted(SUFFIXES))})")
         found += inside
     return found
-
-
-def _image_files(folder: Path) -> list[Path]:
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def _ask(client: Client, files: list[Path]) -> Iterator[list[Row]]:

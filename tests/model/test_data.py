@@ -292,6 +292,30 @@ def test_image_files_are_found_below_and_in_order(tmp_path: Path) -> None:
     assert image_files(tmp_path) == [tmp_path / "a" / "z.JPG", tmp_path / "b.png"]
 
 
+def test_linked_folders_are_searched_once_and_links_to_nothing_found(tmp_path: Path) -> None:
+    for name in ("elsewhere/c.png", "images/a.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).touch()
+    images = tmp_path / "images"
+    for name, target in (
+        ("linked", "elsewhere"),
+        ("again", "images"),
+        ("lost.png", "nowhere"),
+        ("twice", "elsewhere"),
+    ):
+        (images / name).symlink_to(tmp_path / target)
+    assert image_files(images) == [images / "a.png", images / "linked" / "c.png", images / "lost.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("os.scandir", refuse)  # root, whom tests may run as, may read everything
+    with pytest.raises(DataError, match=rf"^{tmp_path} cannot be read: Permission denied"):
+        image_files(tmp_path)
+
+
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "first", "last"), [("mnist", "0", "9"), ("fashion-mnist", "T-shirt/top", "Ankle boot")]
