@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -119,11 +120,13 @@ def row_writer(output: Path | None) -> Iterator[Write]:
     Raises DataError for another ending, a folder that does not exist or cannot be written to.
     """
     if output is None:
-        yield _csv_writer(sys.stdout)
+        with _told_of("standard output"):
+            yield _csv_writer(sys.stdout)
+            sys.stdout.flush()
         return
     check_output(output)
-    temporary = output.with_name(output.name + ".tmp")
-    try:
+    with _told_of(output), TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+        temporary = Path(folder, output.name)
         if output.suffix == ".csv":
             with temporary.open("w", newline="", encoding="utf-8") as file:
                 yield _csv_writer(file)
@@ -131,10 +134,17 @@ def row_writer(output: Path | None) -> Iterator[Write]:
             with _parquet_writer(temporary) as write:
                 yield write
         temporary.replace(output)
+
+
+@contextmanager
+def _told_of(output: Path | str) -> Iterator[None]:
+    """Raises DataError naming what cannot be written; who stops reading a pipe has all that he wants."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _rows(screener: Screener, images: Tensor) -> list[Row]:

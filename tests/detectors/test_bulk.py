@@ -156,6 +156,26 @@ def test_no_output_writes_csv_to_standard_output(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out.splitlines() == ["image,error", "a,", "b,bad"]
 
 
+def test_a_standard_output_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with (
+            pytest.raises(DataError, match=r"^standard output cannot be written"),
+            row_writer(None) as write,
+        ):
+            write([{"image": "a", "error": None}])
+        monkeypatch.undo()
+        with suppress(OSError):
+            full.close()
+
+
+def test_a_neighbouring_file_of_the_users_stays(tmp_path: Path) -> None:
+    (tmp_path / "judged.csv.tmp").write_text("precious")
+    with row_writer(tmp_path / "judged.csv") as write:
+        write([{"image": "a", "error": None}])
+    assert (tmp_path / "judged.csv.tmp").read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
