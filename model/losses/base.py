@@ -4,6 +4,7 @@ Legend of all their files: n inputs, k classes, d features, z (in code: labels) 
 """
 
 from abc import ABC, abstractmethod
+from itertools import chain
 from typing import ClassVar, final
 
 import torch
@@ -22,7 +23,8 @@ class RivalLoss(nn.Module, ABC):
 
     The answer is that of LGMLoss: total = classification + lambda_ * likelihood, batch means, the last being the
     loss's own second term (a distance to centres, a norm) or zero. What is learned stands in parameters, to be given
-    to the optimiser beside the network's. step counts the calls in training mode with gradients enabled.
+    to the optimiser beside the network's; the loss is computed in their dtype, autocast or not. step counts the
+    calls in training mode with gradients enabled.
     """
 
     name: ClassVar[str]
@@ -50,12 +52,11 @@ class RivalLoss(nn.Module, ABC):
     def forward(self, features: Tensor, labels: Tensor) -> LossTerms:
         """Loss of features (n, d) with labels (n,) in [0, k).
 
-        Raises ConfigurationError when shapes do not fit, the batch is empty, or a label is outside [0, k)
-        (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
+        Raises ConfigurationError when shapes do not fit, the batch is empty, the loss was made half precision, or a
+        label is outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
         """
         self._check(features, labels)
-        if features.dtype in (torch.float16, torch.bfloat16):
-            features = features.float()
+        features = features.to(self._dtype())
         with torch.autocast(features.device.type, enabled=False):
             classification, second = self.terms(features, labels.long())
         if self.training and torch.is_grad_enabled():
@@ -68,6 +69,12 @@ class RivalLoss(nn.Module, ABC):
     def set_extra_state(self, state: dict[str, int]) -> None:
         self.step = state["step"]
 
+    def _dtype(self) -> torch.dtype:
+        dtype = next(chain(self.parameters(), self.buffers())).dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            raise ConfigurationError(f"this loss holds {dtype}; keep it in float32, whatever the network computes in")
+        return dtype
+
     def _check(self, features: Tensor, labels: Tensor) -> None:
         shape, count = tuple(features.shape), self.num_features
         if len(shape) != 2 or shape[1] != count or shape[0] == 0:
@@ -75,9 +82,10 @@ class RivalLoss(nn.Module, ABC):
         if labels.shape != features.shape[:1] or labels.is_floating_point():
             raise ConfigurationError(f"labels must be {shape[0]} integers, got {labels.dtype} {tuple(labels.shape)}")
         if labels.device.type == "cpu":
-            low, high = (int(bound) for bound in labels.aminmax())
+            low, high = labels.aminmax()
             if low < 0 or high >= self.num_classes:
-                raise ConfigurationError(f"labels must lie in [0, {self.num_classes}), got {low} to {high}")
+                said = f"{int(low)} to {int(high)}"
+                raise ConfigurationError(f"labels must lie in [0, {self.num_classes}), got {said}")
 
 
 class LinearLoss(RivalLoss):

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from model import gaussian
 from model.errors import ConfigurationError
 from model.losses.lgm_blocks import LGMBlocks, layout_of
 from model.losses.lgm_function import CLASS_BLOCK, LGMMeans, LGMTerms
@@ -45,7 +46,9 @@ class LGMLoss(nn.Module):
 
     alpha, lambda_: zero or more, or a Schedule over training steps. A step is one call in training mode
     with gradients enabled; it is counted here and saved with `state_dict`, so a resumed run
-    goes on where it was.
+    goes on where it was. A forward pass that is repeated, as activation checkpointing does, counts as a step: keep
+    the loss out of it, `block_size` saves its memory. Compile the network, not a loss with a schedule, whose value
+    would be compiled anew at every step; and for torch.func take cross entropy over `mixture(features)`.
 
     block_size: classes handled at a time. Below the number of classes the (n, k) matrix of scores is never held:
     backward makes each block's again, for a quarter more products. None does so above n k = 2^24, by 1,024 classes.
@@ -144,10 +147,14 @@ def _block_size(asked: int | None, features: Tensor, mixture: GaussianMixture) -
 
 
 def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha: float) -> tuple[Any, ...]:
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    """In the widest dtype of features and mixture, float32 at least."""
+    means, log_priors = mixture.means, mixture.log_priors
     raw = None if mixture.variance == "unit" else mixture.raw_log_variances
-    return features, mixture.means, raw, mixture.log_priors, labels.long(), mixture.variance_floor, alpha
+    if features.dtype is not torch.float32 or means.dtype is not torch.float32:
+        dtype = torch.promote_types(gaussian.returned_dtype(features), means.dtype)
+        features, means, log_priors = features.to(dtype), means.to(dtype), log_priors.to(dtype)
+        raw = None if raw is None else raw.to(dtype)
+    return features, means, raw, log_priors, labels.long(), mixture.variance_floor, alpha
 
 
 def _check_batch(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:

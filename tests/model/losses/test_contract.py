@@ -18,6 +18,7 @@ from model.mixture import GaussianMixture
 
 CLASSES, FEATURES = 4, 3
 VARIANCES = ["unit", "isotropic", "diagonal"]
+PAIRS = ["contrastive", "triplet", "quadruplet"]
 CASES = [*RIVALS, "gm", *(f"lgm {variance}" for variance in VARIANCES)]
 
 
@@ -140,6 +141,31 @@ def test_half_precision_features_are_judged_in_float32(case: str) -> None:
     found = ask(build(case), half, labels)
     assert found.total.dtype == torch.float32
     torch.testing.assert_close(found, ask(build(case), half.float(), labels))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_float64_features_are_judged_and_have_their_gradient_in_their_own_dtype(case: str) -> None:
+    criterion, (features, labels) = build(case), draw()
+    wide = features.double().requires_grad_()
+    found = ask(criterion, wide, labels).total
+    found.backward()
+    assert wide.grad is not None
+    torch.testing.assert_close(found.float(), ask(build(case), features, labels).total)
+    assert {parameter.dtype for parameter in criterion.parameters()} == {torch.float32} or case in PAIRS
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case not in RIVALS])
+def test_a_mixture_in_half_precision_is_judged_in_float32(case: str) -> None:
+    features, labels = draw()
+    half, rounded = build(case).bfloat16(), build(case).bfloat16().float()
+    found, expected = ask(half, features.bfloat16(), labels), ask(rounded, features.bfloat16(), labels)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("case", RIVALS)
+def test_a_rival_in_half_precision_is_refused(case: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"this loss holds torch\.bfloat16; keep it in float32"):
+        ask(build(case).bfloat16(), *draw())
 
 
 @pytest.mark.parametrize("case", CASES)
