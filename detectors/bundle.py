@@ -107,15 +107,16 @@ def check_vacant(path: Path) -> None:
 def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screener:
     """Load a bundle and check it whole: schema, version, every file's digest, every tensor's shape.
 
-    Raises BundleError naming the file and the reason.
+    Raises BundleError naming the file and the reason; what the device says against it comes as torch raises it.
     """
     path = Path(path)
     manifest = load_manifest(path)
     contents = {name: read_checked(path / name, digest) for name, digest in manifest.files.items()}
     try:
-        return _assemble(manifest, contents).to(device)
+        screener = _assemble(manifest, contents)
     except (SafetensorError, KeyError, TypeError, IndexError, RuntimeError, ValueError, LGMGuardError) as error:
         raise BundleError(f"{path}: {MANIFEST} and its tensors do not fit together: {error}") from None
+    return screener.to(device)
 
 
 def load_calibration(path: Path, manifest: Manifest) -> ConformalCalibration:

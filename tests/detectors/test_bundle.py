@@ -314,3 +314,8 @@ def test_the_manifest_is_a_manifest(digits_bundle: Path) -> None:
     assert isinstance(manifest, Manifest)
     for name, digest in manifest.files.items():
         assert hashlib.sha256((digits_bundle / name).read_bytes()).hexdigest() == digest
+
+
+def test_what_the_device_says_is_not_blamed_on_the_bundle(digits_bundle: Path) -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        load_bundle(digits_bundle, device="abacus")
