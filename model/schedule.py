@@ -7,6 +7,7 @@ saves the step can resume it.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol, runtime_checkable
 
 from model.errors import ConfigurationError
@@ -95,8 +96,12 @@ class LinearRamp:
 
 
 def as_schedule(value: float | int | Schedule) -> Schedule:
-    """A number stands for a constant schedule."""
-    return Constant(float(value)) if isinstance(value, int | float) else value
+    """A number stands for a constant schedule. Raises ConfigurationError for what is neither."""
+    if isinstance(value, Real):
+        return Constant(float(value))
+    if not isinstance(value, Schedule):
+        raise ConfigurationError(f"a schedule is a number or a function of the step, got {type(value).__name__}")
+    return value
 
 
 def _check_value(name: str, value: float) -> None:

@@ -1,5 +1,6 @@
 import math
 
+import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,11 +52,18 @@ def test_a_ramp_stays_between_its_ends(start: float, stop: float, num_steps: int
     assert min(start, stop) - slack <= value <= max(start, stop) + slack
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_a_number_is_a_constant_and_a_schedule_itself() -> None:
     ramp = LinearRamp(start=0.0, stop=1.0, num_steps=2)
     assert as_schedule(ramp) is ramp
-    assert as_schedule(2) == Constant(2.0)
+    assert as_schedule(2) == as_schedule(numpy.float32(2)) == Constant(2.0)
     assert Constant(0.5)(0) == Constant(0.5)(10**9) == 0.5
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_neither_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="a schedule is a number or a function of the step, got str"):
+        as_schedule("0.1")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
