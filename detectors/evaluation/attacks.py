@@ -49,6 +49,13 @@ def check_attack(name: str, eps: float | None, *, targeted: bool = False) -> Att
     return spec
 
 
+def check_num_classes(name: str, num_classes: int) -> None:
+    """Raises AttackError where a known attack compares more classes than there are."""
+    least = ATTACKS[name].least_classes
+    if num_classes < least:
+        raise AttackError(f"{name} compares {least} classes; this network has {num_classes}")
+
+
 def run_attack(
     network: Network,
     name: str,
@@ -66,10 +73,10 @@ def run_attack(
     The network's modes and requires_grad and the global random state are afterwards what they were,
     also after an error.
 
-    Raises AttackError as `check_attack` does, for steps below one, and for a batch that does not fit.
+    Raises AttackError as `check_attack` does, for steps below one, too few classes, and a batch that does not fit.
     """
-    spec = check_attack(name, eps, targeted=targeted)
-    num_classes = network.mixture.num_classes
+    spec, num_classes = check_attack(name, eps, targeted=targeted), network.mixture.num_classes
+    check_num_classes(name, num_classes)
     check_batch(images, labels, num_classes)
     steps = check_steps(spec.steps or 1) if steps is None else check_steps(steps)
     device = network.mixture.means.device
@@ -96,7 +103,8 @@ class _Logits(nn.Module):
 
     A shift of a row changes neither posterior nor margin. Relative to the largest, cross entropy keeps its
     gradient where the posterior has rounded to one; above zero, because CW and UPGD mask classes with zeros
-    and see no other class if all logits are negative, as a log joint is.
+    and see no other class if all logits are negative, as a log joint is. Gradients come in the images' own layout,
+    which attacks view as rows, whatever that of the network's weights.
     """
 
     def __init__(self, network: Network):
@@ -104,7 +112,7 @@ class _Logits(nn.Module):
         self.network = network
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
-        log_joint: Tensor = self.network(images).log_joint.float()
+        log_joint: Tensor = self.network(images.flatten(1).view(images.shape)).log_joint.float()
         relative = log_joint - log_joint.amax(1, keepdim=True)
         return relative - relative.detach().amin(1, keepdim=True) + 1
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detectors.bundle import load_bundle
 from detectors.commands.options import data_for
+from detectors.evaluation.attacks import check_num_classes
 from detectors.evaluation.settings import EvaluationError, Settings, Task
 from detectors.evaluation.stored import Columns, StoredImages, StoredSet, inverted, noise, stored_set
 from detectors.manifest import Manifest, load_manifest
@@ -66,7 +67,7 @@ def load_inputs(
     """Load all of it. stored: `settings.data` is the address of a store, whose Parquet files have these columns.
 
     Raises BundleError, DataError (images or classes that do not fit the bundle, foreign sets that do not exist),
-    EvaluationError (a limit above the number of test images).
+    EvaluationError (a limit above the number of test images), AttackError (too few classes for an attack).
     """
     screener, manifest = load_bundle(bundle, device), load_manifest(bundle)
     if stored is None:
@@ -121,5 +122,7 @@ def _check_fits(screener: Screener, test: TestSet, settings: Settings) -> None:
         raise DataError(
             f"{settings.data} has classes {', '.join(test.class_names)}; the bundle has {', '.join(screener.labels)}"
         )
+    for name in settings.attacks:
+        check_num_classes(name, len(screener.labels))
     if settings.limit is not None and settings.limit > len(test):
         raise EvaluationError(f"limit is {settings.limit}; {settings.data} has {len(test)} test images")
