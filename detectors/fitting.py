@@ -44,8 +44,9 @@ def fit_screener(
 ) -> Fitted:
     """Fit detectors on clean training images, and calibrate on clean images that nothing was trained on.
 
-    Those are all images of the data set outside its test set less the ones trained on (told by their
-    fingerprints). A fifth of them, drawn by the seed, tells the fusion how surprising a score is; the others
+    Those are all images of the data set outside its test set less the ones that the network or the detectors were
+    fitted on (told by their fingerprints). Detectors are fitted on what the network was trained on, where the data
+    set holds any of it. A fifth of them, drawn by the seed, tells the fusion how surprising a score is; the others
     calibrate the fused verdict, and all of them each detector. detectors decide together; those
     beside are evidence only.
 
@@ -58,10 +59,11 @@ def fit_screener(
     names = check_names([*detectors, *beside])
     splits = load_splits(data)
     _check_data(checkpoint, splits, data)
-    calibration = _unseen(join(splits.train, splits.calibration), checkpoint)
     network = checkpoint.build_network().to(device).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    clean = EvidenceBatches(network, _drawn(splits.train, NUM_FITTING_IMAGES, generator), device)
+    fitting = _drawn(_known(splits.train, checkpoint), NUM_FITTING_IMAGES, generator)
+    calibration = _unseen(join(splits.train, splits.calibration), checkpoint, fitting)
+    clean = EvidenceBatches(network, fitting, device)
     fitted = [KNOWN_DETECTORS[kind].fit(clean, generator=generator).to(device).eval() for kind in names]
     judges = _calibrate(fitted, tuple(detectors), EvidenceBatches(network, calibration, device), generator)
     judges.verdict.check_promise(false_alarm_rate, checkpoint.class_names)
@@ -147,10 +149,16 @@ def _check_data(checkpoint: Checkpoint, splits: Splits, data: DataConfig) -> Non
             )
 
 
-def _unseen(images: ImageSet, checkpoint: Checkpoint) -> ImageSet:
-    seen = torch.isin(images.fingerprints(), checkpoint.trained_images)
+def _known(images: ImageSet, checkpoint: Checkpoint) -> ImageSet:
+    """Those trained on; of a data set that is foreign to the network, all."""
+    trained = torch.isin(images.fingerprints(), checkpoint.trained_images)
+    return images.select(torch.nonzero(trained).squeeze(1)) if bool(trained.any()) else images
+
+
+def _unseen(images: ImageSet, checkpoint: Checkpoint, fitting: ImageSet) -> ImageSet:
+    seen = torch.isin(images.fingerprints(), torch.cat([checkpoint.trained_images, fitting.fingerprints()]))
     if bool(seen.all()):
         raise CalibrationError(
-            f"the network was trained on all of the {len(images)} images: none is left to calibrate"
+            f"the network or the detectors were fitted on all of the {len(images)} images: none is left to calibrate"
         )
     return images.select(torch.nonzero(~seen).squeeze(1))

@@ -127,8 +127,19 @@ def test_fresh_images_in_a_folder_calibrate(digits_checkpoint: Checkpoint, tmp_p
     splits = load_splits(digits_checkpoint.config.data)
     data = write_digits(tmp_path, splits.calibration)
     screener, fresh, calibration = fit(digits_checkpoint, data, false_alarm_rate=0.1)
-    assert len(calibration) + len(fresh.test) == len(splits.calibration)
+    assert calibration.digest() == fresh.calibration.digest()
     assert screener.false_alarm_rate == 0.1
+
+
+def test_of_foreign_images_none_is_fitted_and_calibrated_on(
+    digits_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond those that detectors are fitted on, images that nothing was trained on calibrate too."""
+    monkeypatch.setattr("detectors.fitting.NUM_FITTING_IMAGES", 100)
+    data = write_digits(tmp_path, load_splits(digits_checkpoint.config.data).calibration)
+    _, fresh, calibration = fit(digits_checkpoint, data, false_alarm_rate=0.1)
+    assert len(calibration) == len(fresh.train) + len(fresh.calibration) - 100
+    assert bool(torch.isin(calibration.fingerprints(), fresh.train.fingerprints()).any())
 
 
 def test_nothing_left_to_calibrate_on_is_told(digits_checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -136,7 +147,7 @@ def test_nothing_left_to_calibrate_on_is_told(digits_checkpoint: Checkpoint, tmp
     write_digits(tmp_path / "train", splits.train)
     write_digits(tmp_path / "test", splits.test)
     data = DataConfig(name="image-folder", directory=str(tmp_path), calibration_fraction=0.5)
-    with pytest.raises(CalibrationError, match=r"trained on all of the \d+ images: none is left"):
+    with pytest.raises(CalibrationError, match=r"fitted on all of the \d+ images: none is left"):
         fit(digits_checkpoint, data)
 
 
