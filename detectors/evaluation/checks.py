@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.stats import binom
+from scipy.stats import hypergeom
 from torch import Tensor
 from torch.nn import functional
 
@@ -95,13 +95,14 @@ def check_gradients(screener: Screener, images: Float[Tensor, "n c h w"], labels
 
 
 def check_accuracy(right: np.ndarray, measured: Mapping[str, Any]) -> Check:
-    """Clean accuracy below the one the bundle measured itself, by more than chance."""
+    """Clean accuracy below the one the bundle measured itself, by more than chance: Fisher's exact test."""
     name = "clean accuracy"
-    if not isinstance(promised := measured.get("accuracy"), float):
+    promised, of = measured.get("accuracy"), measured.get("num_images")
+    if not isinstance(promised, float) or not isinstance(of, int):
         return Check(name=name, level="not run", message="the bundle names no accuracy of its own")
     hits, count = int(right.sum()), len(right)
     told = f"{hits / count:.2%} of {count} images; the bundle measured {promised:.2%}"
-    if float(binom.cdf(hits, count, promised)) < SIGNIFICANCE:
+    if float(hypergeom.cdf(hits, of + count, round(promised * of) + hits, count)) < SIGNIFICANCE:
         return Check(name=name, level="warn", message=f"{told}: below it by more than chance; other data?")
     return Check(name=name, level="passed", message=told)
 

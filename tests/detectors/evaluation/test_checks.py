@@ -108,10 +108,17 @@ def test_zero_gradients_are_counted_by_image(
 
 def test_clean_accuracy_is_held_against_the_bundles_own_allowing_for_chance() -> None:
     def level(count: int) -> str:
-        return checks.check_accuracy(right(count), {"accuracy": 0.98}).level
+        return checks.check_accuracy(right(count), {"accuracy": 0.98, "num_images": 1000}).level
 
     assert [level(200), level(194), level(170)] == ["passed", "passed", "warn"]
     assert checks.check_accuracy(right(100), {}).level == "not run"
+
+
+def test_a_bundle_that_measured_no_error_may_make_one() -> None:
+    perfect = {"accuracy": 1.0, "num_images": 900}
+    hits = np.arange(1000)
+    assert checks.check_accuracy(hits > 0, perfect).level == "passed"
+    assert checks.check_accuracy(hits > 19, perfect).level == "warn"
 
 
 def test_other_test_images_and_small_calibration_sets_are_warned_of() -> None:
