@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detectors.evaluation.adaptive import run_adaptive
-from detectors.evaluation.attacks import run_attack
+from detectors.evaluation.attacks import run_attack, target_labels
 from detectors.evaluation.batches import Batch
 from detectors.evaluation.corruptions import corrupt
 from detectors.evaluation.parts import FUSED, Part
@@ -77,6 +77,7 @@ def judge_batch(screener: Screener, task: Task | None, batch: Batch) -> Part:
         perturbation={} if task is None else _sizes(made - originals),
         misses=torch.stack([originals[rows], made[rows]], 1).numpy(),
         miss_facts=np.stack([labels[rows], predictions[rows], said[FUSED][1][rows]], 1).astype(np.float64),
+        targets=None if task is None or not task.targeted else _targets(screener, task, batch),
     )
 
 
@@ -102,12 +103,13 @@ def join(parts: Iterable[Part]) -> Part:
         },
         misses=misses,
         miss_facts=facts,
+        targets=None if lean[0].targets is None else np.concatenate([part.targets for part in lean]),
     )
 
 
 def make(screener: Screener, task: Task, images: Tensor, labels: Tensor, index: int) -> Tensor:
-    """The images of one batch as the task makes them; each batch has its own seed."""
-    seed = task.seed * 100_003 + index
+    """The images of one batch as the task makes them."""
+    seed = _seed(task, index)
     if task.group == "corruption":
         return corrupt(task.name, images, severity=task.severity or 1, seed=seed)
     if task.group == "foreign":
@@ -134,6 +136,16 @@ def make(screener: Screener, task: Task, images: Tensor, labels: Tensor, index: 
         seed=seed,
         false_alarm_rate=task.aim or 0.05,
     )
+
+
+def _seed(task: Task, index: int) -> int:
+    """Each batch's own."""
+    return task.seed * 100_003 + index
+
+
+def _targets(screener: Screener, task: Task, batch: Batch) -> np.ndarray:
+    """Those that `make` aims at."""
+    return target_labels(batch.labels, len(screener.labels), seed=_seed(task, batch.index)).numpy()
 
 
 def say(verdicts: Verdicts) -> Say:

@@ -28,6 +28,7 @@ class Part:
     """n judged images. scores and p_values by detector, float32; the fused verdict's are called `fused`.
 
     seconds: attacking and screening; attack_seconds: attacking alone. perturbation: mean sizes by norm.
+    targets: the classes aimed at, of a targeted attack.
     misses: float32 images (t, 2, c, h, w), clean and attacked, of the most convincing misses, best first;
     miss_facts (t, 3): true class, predicted class, p-value.
     """
@@ -41,6 +42,7 @@ class Part:
     perturbation: dict[str, float] = field(default_factory=dict)
     misses: np.ndarray
     miss_facts: np.ndarray
+    targets: np.ndarray | None = None
 
     @property
     def detectors(self) -> list[str]:
@@ -87,6 +89,7 @@ def save_part(output: Path, key: str, part: Part) -> None:
     facts = {"seconds": part.seconds, "attack_seconds": part.attack_seconds, "perturbation": part.perturbation}
     arrays = {"labels": part.labels, "predictions": part.predictions, "misses": part.misses}
     arrays |= {"miss_facts": part.miss_facts}
+    arrays |= {} if part.targets is None else {"targets": part.targets}
     arrays |= {f"score {name}": values for name, values in part.scores.items()}
     arrays |= {f"p {name}": values for name, values in part.p_values.items()}
     content = save(
@@ -112,6 +115,7 @@ def load_part(output: Path, key: str) -> Part | None:
             p_values=_named(arrays, "p "),
             misses=arrays["misses"],
             miss_facts=arrays["miss_facts"],
+            targets=arrays.get("targets"),
             **facts,
         )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

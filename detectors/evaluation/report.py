@@ -50,7 +50,9 @@ def _verdict(results: Results) -> str:
 
 def _threat_model(results: Results) -> list[tuple[str, str]]:
     settings = results["settings"]
-    goal = "a chosen wrong class" if settings["targeted"] else "any wrong class"
+    goal = "any wrong class"
+    if settings["targeted"]:
+        goal += ", sought by aiming at a chosen one; the column num_on_target counts those that reached it"
     known = settings["adaptive"]
     aims = ", ".join(f"{aim:g}" for aim in settings["aims"])
     return [

@@ -52,6 +52,13 @@ class Measured:
         return np.asarray(self.clean.right & ~self.part.right)
 
     @property
+    def num_on_target(self) -> int | None:
+        """Of the successful, those that became the class that was aimed at; None where none was."""
+        if self.part.targets is None:
+            return None
+        return int((self.successful & (self.part.predictions == self.part.targets)).sum())
+
+    @property
     def judged(self) -> np.ndarray:
         """Whom the main figures are of: an attack's successful images, else all images."""
         return self.successful if self.task.group == "attack" else np.ones(len(self.part.labels), dtype=bool)
@@ -88,6 +95,7 @@ def _row(measured: Measured, detector: str, promise: float) -> Row:
         "aim": task.aim,
         "restarts": task.restarts,
         "targeted": task.targeted,
+        "num_on_target": measured.num_on_target,
         "on_curve": task.on_curve,
         "num_clean_right": int(clean.right.sum()),
         "mean_perturbation": part.perturbation or None,

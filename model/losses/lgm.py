@@ -12,7 +12,7 @@ Both terms use the same covariances, the log-determinant stands in both, and the
 only: inference asks the mixture.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -148,8 +148,8 @@ def _block_size(asked: int | None, features: Tensor, mixture: GaussianMixture) -
 
 def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha: float) -> tuple[Any, ...]:
     """In the widest dtype of features and mixture, float32 at least."""
-    means, log_priors = mixture.means, mixture.log_priors
-    raw = None if mixture.variance == "unit" else mixture.raw_log_variances
+    means, log_priors = cast(Tensor, mixture.means), mixture.log_priors
+    raw: Tensor | None = None if mixture.variance == "unit" else mixture.raw_log_variances
     if features.dtype is not torch.float32 or means.dtype is not torch.float32:
         dtype = torch.promote_types(gaussian.returned_dtype(features), means.dtype)
         features, means, log_priors = features.to(dtype), means.to(dtype), log_priors.to(dtype)

@@ -16,7 +16,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from detectors import SHIPPED_BUNDLE, Screener
-from detectors.evaluation.attacks import AttackError
+from detectors.evaluation.attacks import ATTACKS, AttackError
 from detectors.evaluation.batches import Batch
 from detectors.evaluation.benchmark import RESULTS, Evaluation
 from detectors.evaluation.inputs import load_inputs
@@ -394,6 +394,44 @@ def test_data_that_do_not_fit_the_bundle_are_refused(digits_bundle: Path, tmp_pa
             Image.new("L", (8, 8), index).save(tmp_path / name / f"{index}.png")
     with pytest.raises(DataError, match="classes cat, dog; the bundle has 0, 1"):
         load_inputs(digits_bundle, replace(SMALL, data="image-folder"), data_dir=tmp_path)
+
+
+def test_an_attack_that_needs_more_classes_is_refused_before_any_runs(
+    digits_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTACKS, "fgsm", replace(ATTACKS["fgsm"], least_classes=11))
+    with pytest.raises(AttackError, match="fgsm compares 11 classes; this network has 10"):
+        load_inputs(digits_bundle, SMALL)
+
+
+def test_a_targeted_attacks_images_are_counted_that_reached_their_target(make_part: Callable[..., Part]) -> None:
+    """Of three that became wrong, the second is of the class aimed at; so is the fourth, which was wrong before."""
+    clean = make_part([0] * 5, [0, 0, 0, 2, 0], fused=[0.5] * 5)
+    part = replace(make_part([0] * 5, [1, 2, 1, 2, 0], fused=[0.5] * 5), targets=np.array([2, 2, 2, 2, 2]))
+    task = Task(group="attack", name="bim", knowledge="zero", norm="linf", seed=0, eps=0.1, targeted=True)
+    (row,) = make_rows(Measured(task=task, part=part, clean=clean), promise=0.05)
+    assert (row["num_successful"], row["num_on_target"]) == (3, 1)
+    (untargeted,) = make_rows(Measured(task=task, part=replace(part, targets=None), clean=clean), promise=0.05)
+    assert untargeted["num_on_target"] is None
+
+
+def test_targets_are_kept_with_what_came_of_them(digits_bundle: Path, tmp_path: Path) -> None:
+    inputs = load_inputs(digits_bundle, SMALL)
+    test = inputs.sample(0)
+    batches = [
+        Batch(index=index, images=test.images[rows], labels=test.labels[rows], was_right=None)
+        for index, rows in enumerate((slice(0, 12), slice(12, 40)))
+    ]
+    task = Task(group="attack", name="pgd", knowledge="zero", norm="linf", seed=4, eps=0.4, targeted=True)
+    part = join(OneProcess(inputs.screener).judge(task, batches))
+    (tmp_path / FOLDER).mkdir()
+    save_part(tmp_path, "part", part)
+    loaded = load_part(tmp_path, "part")
+    assert part.targets is not None
+    assert loaded is not None
+    assert loaded.targets.tolist() == part.targets.tolist()
+    assert not (part.targets == part.labels).any()
+    assert (part.targets == part.predictions).mean() > 0.8
 
 
 def test_a_folder_that_is_not_this_runs_is_refused_and_left_as_it_was(finished: Finished, tmp_path: Path) -> None:
