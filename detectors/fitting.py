@@ -45,10 +45,10 @@ def fit_screener(
     """Fit detectors on clean training images, and calibrate on clean images that nothing was trained on.
 
     Those are all images of the data set outside its test set less the ones that the network or the detectors were
-    fitted on (told by their fingerprints). Detectors are fitted on what the network was trained on, where the data
-    set holds any of it. A fifth of them, drawn by the seed, tells the fusion how surprising a score is; the others
-    calibrate the fused verdict, and all of them each detector. detectors decide together; those
-    beside are evidence only.
+    fitted on (told by their fingerprints). Detectors are fitted on what the network was trained on; of data foreign
+    to it on half of the training images. A fifth of the calibration images, drawn by the seed, tells the fusion how
+    surprising a score is; the others calibrate the fused verdict, and all of them each detector. detectors decide
+    together; those beside are evidence only.
 
     Raises CheckpointError: not finished. ConfigurationError: an unknown detector. DataError: shape or classes
     differ from the checkpoint's, or test images were trained on. CalibrationError: too few images left in a class
@@ -61,7 +61,7 @@ def fit_screener(
     _check_data(checkpoint, splits, data)
     network = checkpoint.build_network().to(device).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    fitting = _drawn(_known(splits.train, checkpoint), NUM_FITTING_IMAGES, generator)
+    fitting = _fitting_images(splits.train, checkpoint, generator)
     calibration = _unseen(join(splits.train, splits.calibration), checkpoint, fitting)
     clean = EvidenceBatches(network, fitting, device)
     fitted = [KNOWN_DETECTORS[kind].fit(clean, generator=generator).to(device).eval() for kind in names]
@@ -149,10 +149,12 @@ def _check_data(checkpoint: Checkpoint, splits: Splits, data: DataConfig) -> Non
             )
 
 
-def _known(images: ImageSet, checkpoint: Checkpoint) -> ImageSet:
-    """Those trained on; of a data set that is foreign to the network, all."""
+def _fitting_images(images: ImageSet, checkpoint: Checkpoint, generator: torch.Generator) -> ImageSet:
+    """Drawn from those trained on; where none was, half of all, so that the others are left to calibrate."""
     trained = torch.isin(images.fingerprints(), checkpoint.trained_images)
-    return images.select(torch.nonzero(trained).squeeze(1)) if bool(trained.any()) else images
+    if bool(trained.any()):
+        return _drawn(images.select(torch.nonzero(trained).squeeze(1)), NUM_FITTING_IMAGES, generator)
+    return _drawn(images, min(NUM_FITTING_IMAGES, len(images) // 2), generator)
 
 
 def _unseen(images: ImageSet, checkpoint: Checkpoint, fitting: ImageSet) -> ImageSet:

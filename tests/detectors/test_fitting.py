@@ -8,6 +8,7 @@ from PIL import Image
 from scipy.stats import beta
 
 from detectors import CalibrationError, Screener
+from detectors.evidence_batches import EvidenceBatches
 from detectors.fitting import fit_screener
 from detectors.measuring import abnormal_images, measure, rate
 from model.checkpoint import Checkpoint
@@ -15,6 +16,7 @@ from model.config import DataConfig
 from model.data import ImageSet, Splits, join, load_splits
 from model.errors import CheckpointError, DataError
 from model.images import ImageFormat
+from model.network import Network
 
 CPU = torch.device("cpu")
 DIGITS = ImageFormat(shape=(1, 8, 8))
@@ -127,19 +129,25 @@ def test_fresh_images_in_a_folder_calibrate(digits_checkpoint: Checkpoint, tmp_p
     splits = load_splits(digits_checkpoint.config.data)
     data = write_digits(tmp_path, splits.calibration)
     screener, fresh, calibration = fit(digits_checkpoint, data, false_alarm_rate=0.1)
-    assert calibration.digest() == fresh.calibration.digest()
+    assert len(calibration) == len(fresh.train) - len(fresh.train) // 2 + len(fresh.calibration)
     assert screener.false_alarm_rate == 0.1
 
 
 def test_of_foreign_images_none_is_fitted_and_calibrated_on(
     digits_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beyond those that detectors are fitted on, images that nothing was trained on calibrate too."""
-    monkeypatch.setattr("detectors.fitting.NUM_FITTING_IMAGES", 100)
+    fitted_on: list[ImageSet] = []
+
+    def batches(network: Network, images: ImageSet, device: torch.device) -> EvidenceBatches:
+        fitted_on.append(images)
+        return EvidenceBatches(network, images, device)
+
+    monkeypatch.setattr("detectors.fitting.EvidenceBatches", batches)
     data = write_digits(tmp_path, load_splits(digits_checkpoint.config.data).calibration)
     _, fresh, calibration = fit(digits_checkpoint, data, false_alarm_rate=0.1)
-    assert len(calibration) == len(fresh.train) + len(fresh.calibration) - 100
-    assert bool(torch.isin(calibration.fingerprints(), fresh.train.fingerprints()).any())
+    assert fitted_on[1] is calibration
+    fingerprints = torch.cat([fitted_on[0].fingerprints(), calibration.fingerprints()])
+    assert len(fingerprints.unique()) == len(fingerprints) == len(fresh.train) + len(fresh.calibration)
 
 
 def test_nothing_left_to_calibrate_on_is_told(digits_checkpoint: Checkpoint, tmp_path: Path) -> None:
