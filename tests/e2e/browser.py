@@ -19,7 +19,7 @@ FLAGS = (
     "--disable-dev-shm-usage",
 )
 LOCAL = ("data", "blob")
-TIMEOUT_MILLISECONDS = 60_000
+TIMEOUT_MILLISECONDS = 120_000
 
 
 @contextmanager
