@@ -20,6 +20,8 @@ from model.errors import DataError, ImageError
 from model.image_files import SUFFIXES, image_files, read_images
 from model.images import ImageFormat, native_format
 
+TEST_SHARE = 0.2  # of an image folder that has no test set of its own
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageSet:
@@ -126,6 +128,28 @@ def _part(images: ImageSet, fraction: float, seed: int, purpose: str) -> tuple[I
     return images.select(torch.cat(kept).sort().values), images.select(torch.cat(held).sort().values)
 
 
+def _part_by_content(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Part each class by what its images hold, about so many: those added later move none, and doubles stay together.
+
+    Both sides have an image of every class.
+    """
+    key = seed.to_bytes(8, "little")
+    texts = images.fingerprints().numpy().tobytes()
+    digests = (hashlib.blake2b(texts[i : i + 8], digest_size=8, key=key).digest() for i in range(0, len(texts), 8))
+    ranks = torch.tensor([int.from_bytes(digest, "little") / 2**64 for digest in digests], dtype=torch.float64)
+    held = ranks < share
+    for index, name in enumerate(images.class_names):
+        members = torch.nonzero(images.labels == index).squeeze(1)
+        if len(set(ranks[members].tolist())) < 2:
+            raise DataError(
+                f"class {name!r} has {len(members)} images: too few to hold {share:.0%} back for the test set"
+            )
+        order = members[ranks[members].argsort()]
+        held[ranks == ranks[order[0]]] = True
+        held[ranks == ranks[order[-1]]] = False
+    return images.select(torch.nonzero(~held).squeeze(1)), images.select(torch.nonzero(held).squeeze(1))
+
+
 def _without(images: ImageSet, left_out: tuple[str, ...]) -> ImageSet:
     """The images of the other classes, which keep their order. Raises DataError for a class that is not there."""
     for name in left_out:
@@ -203,7 +227,7 @@ def _digits(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
 
 
 def _image_folder(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
-    """One folder a class, under train/ and test/; without these a fifth of each class becomes the test set."""
+    """One folder a class, under train/ and test/; without these about a fifth of each class becomes the test set."""
     root = data_directory(config)
     if (root / "train").is_dir() and (root / "test").is_dir():
         names = _class_names(root / "train")
@@ -214,7 +238,7 @@ def _image_folder(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
         return train, read_folder(root / "test", names, image_format), image_format.resize
     names = _class_names(root)
     image_format = _folder_format(root, names, config)
-    train, test = _part(read_folder(root, names, image_format), 0.2, config.split_seed, "the test set")
+    train, test = _part_by_content(read_folder(root, names, image_format), TEST_SHARE, config.split_seed)
     return train, test, image_format.resize
 
 

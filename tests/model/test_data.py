@@ -137,15 +137,42 @@ def test_a_folder_with_train_and_test_keeps_its_test_set(tmp_path: Path) -> None
     assert torch.equal(splits.test.images[0], torch.from_numpy(first).permute(2, 0, 1))
 
 
-def test_a_folder_without_a_test_set_gives_a_fifth_of_each_class(tmp_path: Path) -> None:
-    write_images(tmp_path / "cat", 20, mode="L")
-    write_images(tmp_path / "dog", 40, mode="L")
+def test_a_folder_without_a_test_set_gives_about_a_fifth_of_each_class(tmp_path: Path) -> None:
+    write_images(tmp_path / "cat", 200, mode="L")
+    write_images(tmp_path / "dog", 400, mode="L")
     splits = load_splits(image_folder(tmp_path))
     assert splits.image_format == ImageFormat(shape=(1, 10, 8))
-    assert torch.bincount(splits.test.labels).tolist() == [4, 8]
-    assert torch.bincount(splits.calibration.labels).tolist() == [4, 8]
+    num_cats, num_dogs = torch.bincount(splits.test.labels).tolist()
+    assert (num_cats, num_dogs) == (pytest.approx(40, abs=17), pytest.approx(80, abs=24))  # three deviations
     train, calibration, test = fingerprints(splits.train, splits.calibration, splits.test)
-    assert len(train | calibration | test) == 60
+    assert len(train) + len(calibration) + len(test) == len(train | calibration | test) == 600
+    other = load_splits(image_folder(tmp_path, split_seed=1)).test
+    assert fingerprints(other)[0] != test
+
+
+def test_images_that_are_added_to_a_folder_move_none_between_the_sets(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 30)
+    before = load_splits(image_folder(tmp_path))
+    write_images(tmp_path / "cat", 30, seed=5)
+    after = load_splits(image_folder(tmp_path))
+    learned, tested = fingerprints(join(before.train, before.calibration), before.test)
+    still_learned, still_tested = fingerprints(join(after.train, after.calibration), after.test)
+    assert learned <= still_learned
+    assert tested <= still_tested
+    assert len(still_learned) > len(learned)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_class_is_tested_and_learned_however_few_images_it_has(tmp_path: Path, seed: int) -> None:
+    """And an image that is there twice is on one side."""
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 8)
+    (tmp_path / "dog" / "double.png").write_bytes((tmp_path / "dog" / "0-0.png").read_bytes())
+    splits = load_splits(image_folder(tmp_path, split_seed=seed, calibration_fraction=0.5))
+    learned, tested = fingerprints(join(splits.train, splits.calibration), splits.test)
+    assert not learned & tested
+    assert set(splits.test.labels.tolist()) == {0, 1}
 
 
 def test_hidden_files_and_folders_are_not_data(tmp_path: Path) -> None:
@@ -208,7 +235,7 @@ def _no_images(root: Path) -> None:
 
 def _too_few(root: Path) -> None:
     for name in ("cat", "dog"):
-        write_images(root / name, 2)
+        write_images(root / name, 1)
 
 
 def _unreadable(root: Path) -> None:
@@ -229,7 +256,7 @@ def _unreadable_first(root: Path) -> None:
         (_one_class, ["1 class folders", "at least 2"]),
         (_empty_class, ["dog holds no image files"]),
         (_no_images, ["holds no image files", ".png"]),
-        (_too_few, ["class 'cat' has 2 images", "too few"]),
+        (_too_few, ["class 'cat' has 1 images", "too few"]),
         (_unreadable, ["broken.png", "not an image of an allowed format"]),
         (_unreadable_first, ["0-0.png", "not an image of an allowed format"]),
     ],
@@ -257,7 +284,8 @@ def test_the_environment_leads_to_the_data(monkeypatch: pytest.MonkeyPatch, tmp_
     for name in ("cat", "dog"):
         write_images(tmp_path / name, 10)
     monkeypatch.setenv("LGM_DATA_DIR", str(tmp_path))
-    assert len(load_splits(DataConfig(name="image-folder", calibration_fraction=0.25)).test) == 4
+    found = load_splits(DataConfig(name="image-folder", calibration_fraction=0.25))
+    assert found.test.digest() == load_splits(image_folder(tmp_path)).test.digest()
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
