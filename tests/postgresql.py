@@ -3,9 +3,12 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 ACCOUNT = "postgres"  # it refuses to run as root
 
@@ -41,8 +44,27 @@ class Cluster:
         """Its URL."""
         self._num_databases += 1
         name = f"quarantine{self._num_databases}"
-        self._run("createdb", "--host", str(self._folder), "--username", "lgm", name)
+        self._tell(f"CREATE DATABASE {name}")
         return f"postgresql://lgm@/{name}?host={self._folder}"
+
+    def make_anew(self, address: str) -> None:
+        """Empty, whoever is connected."""
+        name = make_url(address).database
+        self._tell(f"DROP DATABASE {name} WITH (FORCE)", f"CREATE DATABASE {name}")
+
+    @contextmanager
+    def read_only(self, address: str) -> Iterator[None]:
+        """Meanwhile it is so for all who connect."""
+        setting = f"ALTER DATABASE {make_url(address).database} SET default_transaction_read_only"
+        self._tell(f"{setting} = on")
+        try:
+            yield
+        finally:
+            self._tell(f"{setting} = off")
+
+    def _tell(self, *statements: str) -> None:
+        commands = (part for statement in statements for part in ("--command", statement))
+        self._run("psql", "--host", str(self._folder), "--username", "lgm", "--quiet", "postgres", *commands)
 
     def _pg_ctl(self, command: str, *options: str) -> None:
         self._run("pg_ctl", command, "--pgdata", str(self._data), "--wait", *options)

@@ -11,7 +11,14 @@ from threading import Lock
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.errors import QuarantineUnavailableError, SettingsError
@@ -81,19 +88,22 @@ class Database:
 
     @contextmanager
     def _reachable(self) -> Iterator[None]:
+        """Every database words in its own way that it is read-only, full, damaged or without our tables."""
         try:
             yield
+        except (DataError, IntegrityError):
+            raise
         except (OperationalError, PoolTimeoutError) as error:
             raise self._unavailable(error) from None
         except DBAPIError as error:
-            if not error.connection_invalidated:
-                raise
+            self._current = False  # it may have been made anew
+            self._engine.dispose()  # who connected while it was read-only would find it so for ever
             raise self._unavailable(error) from None
 
     def _unavailable(self, error: Exception) -> QuarantineUnavailableError:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         logger.warning("the quarantine's database %s fails: %s", self, reason)
-        return QuarantineUnavailableError("the quarantine's database does not answer; the log says why")
+        return QuarantineUnavailableError("the quarantine's database fails; the log says why")
 
     def _bring_up_to_date(self) -> None:
         if self._current:

@@ -7,7 +7,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from service.errors import (
     ChangedMeanwhileError,
@@ -166,7 +166,7 @@ def test_the_audit_tells_all_and_outlives_the_item(quarantine, kept):
 @pytest.mark.parametrize("statement", ["UPDATE audit SET who = 'nobody'", "DELETE FROM audit"])
 def test_the_database_itself_refuses_to_change_the_audit(quarantine, database, kept, statement):
     review(quarantine, kept(), State.ABNORMAL)
-    with pytest.raises(DatabaseError, match="append-only"), database.writing() as connection:
+    with database.writing() as connection, pytest.raises(DatabaseError, match="append-only"):
         connection.execute(text(statement))
 
 
@@ -279,3 +279,44 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
     with pytest.raises(QuarantineUnavailableError):
         Quarantine(database, Store(str(tmp_path / "files"))).list()
     database.close()
+
+
+def test_a_database_that_takes_nothing_for_a_while_is_unavailable_and_still_read(cluster, store):
+    address = cluster.new_database()
+    database, batch = Database(address), [Kept(made_item(noise(1)), write_image(noise(1)))]
+    keep(database, store, batch)
+    with cluster.read_only(address):
+        database.close()  # those who are connected go on
+        with pytest.raises(QuarantineUnavailableError):
+            keep(database, store, [Kept(made_item(noise(2), minutes=1), write_image(noise(2)))])
+        assert Quarantine(database, store).get(batch[0].item.id) == batch[0].item
+    with pytest.raises(QuarantineUnavailableError):
+        keep(database, store, batch)
+    keep(database, store, batch)
+    database.close()
+
+
+def test_a_database_that_was_made_anew_is_brought_up_to_date_once_more(cluster, store):
+    address = cluster.new_database()
+    database, batch = Database(address), [Kept(made_item(noise(1)), write_image(noise(1)))]
+    keep(database, store, batch)
+    cluster.make_anew(address)
+    with pytest.raises(QuarantineUnavailableError):
+        keep(database, store, batch)
+    keep(database, store, batch)
+    assert Quarantine(database, store).get(batch[0].item.id) == batch[0].item
+    database.close()
+
+
+def test_a_file_that_is_no_database_is_unavailable(tmp_path):
+    (tmp_path / "rows.sqlite").write_bytes(b"something else" * 100)
+    database = Database(f"sqlite:///{tmp_path}/rows.sqlite")
+    with pytest.raises(QuarantineUnavailableError):
+        Quarantine(database, Store(str(tmp_path / "files"))).list()
+    database.close()
+
+
+def test_what_no_database_takes_is_told_as_it_is(database, store):
+    """And is not tried again for ever."""
+    with pytest.raises(IntegrityError):
+        keep(database, store, [Kept(made_item(noise(1)).model_copy(update={"label": None}), None)])
