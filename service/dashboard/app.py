@@ -40,7 +40,8 @@ def serve(options: Options, listener: socket.socket) -> None:
 
 def create_app(options: Options) -> ASGIApp:
     """Once a process: NiceGUI's pages are the process's."""
-    service, sessions = Service(options), Sessions()
+    service = Service(options)
+    sessions = Sessions(service.whoami)
     state = State(
         options=options,
         service=service,

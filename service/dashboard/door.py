@@ -11,12 +11,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.client.errors import ClientError, ProblemError
 from service.dashboard.login import LOGIN, LOGOUT, STATIC, login_page, message_page
 from service.dashboard.options import PREFIX
-from service.dashboard.sessions import COOKIE, LIFETIME_SECONDS, Session, Sessions
+from service.dashboard.sessions import COOKIE, KNOWN_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from service.dashboard.upstream import Identity, Service
 
 POLICY_VIOLATION = 1008
 MAX_FORM_BYTES = 4096
-KNOWN_SECONDS = 10.0  # for so long is what the service says of callers without a key taken for granted
 SAFE_METHODS = ("GET", "HEAD")
 CLOSED = "The service asks for no key, so this page shows itself on this machine alone; set API keys."
 
@@ -53,7 +52,7 @@ class Door:
 
     async def _session(self, connection: HTTPConnection) -> Session | None:
         found = self._sessions.find(connection.cookies.get(COOKIE, ""))
-        if found is not None and self._sessions.is_open(found):
+        if found is not None and await self._sessions.confirm(found):
             return found
         identity = await self._without_key()
         if identity is None:

@@ -1,34 +1,48 @@
 """Who is logged in. A key is held here, in memory, and nowhere else; the browser has a signed ticket to it."""
 
+import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from http import HTTPStatus
 
 from itsdangerous import BadSignature, TimestampSigner
 
+from service.client.errors import ProblemError
 from service.dashboard.upstream import Identity
 
 COOKIE = "lgm_session"
 LIFETIME_SECONDS = 12 * 3600
+KNOWN_SECONDS = 10.0  # for so long is what the service says of a caller taken for granted
 MOST_SESSIONS = 4096
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Session:
-    """key: None where the service asks for none. address: whose it is then, if that is known."""
+    """key: None where the service asks for none; address: whose it is then, if that is known.
+
+    identity: whom the service took the key for when it was last asked.
+    """
 
     id: str
     key: str | None
     identity: Identity
     opened: float
     address: str | None = None
+    asked: float = field(init=False)
+    asking: asyncio.Lock = field(init=False, default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.asked = self.opened
 
 
 class Sessions:
     """The oldest goes when there are too many. None outlives the process: then one logs in again."""
 
-    def __init__(self) -> None:
+    def __init__(self, whoami: Callable[[str | None], Awaitable[Identity]]):
+        self._whoami = whoami
         self._signer = TimestampSigner(secrets.token_bytes(32))
         self._sessions: OrderedDict[str, Session] = OrderedDict()
 
@@ -52,6 +66,25 @@ class Sessions:
         if session.key is None:
             return True
         return session.id in self._sessions and time.monotonic() - session.opened < LIFETIME_SECONDS
+
+    async def confirm(self, session: Session) -> bool:
+        """Whether it is open and the service takes its key, whose role may be another by now.
+
+        Raises ClientError where the service does not say.
+        """
+        async with session.asking:  # a page asks for many things at once
+            if self.is_open(session) and time.monotonic() - session.asked > KNOWN_SECONDS:
+                await self._ask(session)
+        return self.is_open(session)
+
+    async def _ask(self, session: Session) -> None:
+        try:
+            session.identity = await self._whoami(session.key)
+        except ProblemError as error:
+            if error.problem.status != HTTPStatus.UNAUTHORIZED:
+                raise
+            self.close(session)
+        session.asked = time.monotonic()
 
     def close(self, session: Session) -> None:
         self._sessions.pop(session.id, None)

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from importlib.metadata import version
 
@@ -11,15 +12,15 @@ from fastapi import Request
 from fastapi.responses import RedirectResponse, Response
 from nicegui import ui
 
-from service.client.errors import ClientError, ProblemError
+from service.client.errors import ClientError
 from service.dashboard import words
 from service.dashboard.feed import Feed, Render
-from service.dashboard.login import LOGIN, LOGOUT, STATIC
+from service.dashboard.login import LOGOUT, STATIC
 from service.dashboard.options import PREFIX
 from service.dashboard.sessions import Session
 from service.dashboard.state import State
 
-CHECK_SECONDS = 30.0
+CHECK_SECONDS = 15.0
 RESPONSE_SECONDS = 15.0
 Build = Callable[["Tab"], Awaitable[None] | None]
 
@@ -88,19 +89,20 @@ class Tab:
         feed = self.state.feed
         part.content = "" if feed.latest is None else feed.rendered(render)
 
-    async def check(self) -> None:
-        """A key that was revoked, or a session that has ended, closes its tabs."""
-        state, session = self.state, self.session
-        if session.key is None:
-            return
+    async def check(self, role: str) -> None:
+        """A session that has ended, or may no longer see this page, closes its tabs."""
         try:
-            await state.service.whoami(session.key)
-        except ProblemError:
-            state.sessions.close(session)
+            is_open = await self.state.sessions.confirm(self.session)
         except ClientError:
             return
-        if not state.sessions.is_open(session):
-            self.client.open(LOGIN)
+        if not is_open or not self.session.identity.may(role):
+            self._close()
+
+    def _close(self) -> None:
+        """Also to who would not go."""
+        self.client.open(f"{PREFIX}/")
+        self.state.feed.unsubscribe(self._on_news)
+        self.client.layout.clear()
 
 
 def _trouble(feed: Feed) -> str:
@@ -156,7 +158,7 @@ def _frame(tab: Tab, entry: Entry) -> Iterator[None]:
     with element("div", "page", id="content", tabindex="-1"):
         yield
     if tab.session.key is not None:
-        ui.timer(CHECK_SECONDS, tab.check)
+        ui.timer(CHECK_SECONDS, partial(tab.check, entry.role))
 
 
 def _top(session: Session, current: Entry) -> str:

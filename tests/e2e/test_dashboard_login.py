@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from service.key_file import append_key
+from service.dashboard.sessions import COOKIE
+from service.key_file import append_key, append_revocation
 from service.keys import Role, make_key
-from tests.e2e.browser import Watched, chromium
+from tests.e2e.browser import TIMEOUT_MILLISECONDS, Watched, chromium
 from tests.e2e.test_dashboard import BOOT, PNG, REPOSITORY
+from tests.e2e.test_quarantine import await_true
 from tests.server import TIMEOUT, Server
 from tests.service.test_keys import key_of
 
@@ -134,6 +137,30 @@ def test_the_audit_names_the_reviewers_key(guarded: Server, client: httpx.Client
     assert item["reviewer"] == "review-key"
     lines = client.get(f"/v1/quarantine/{item['id']}/audit", headers=headers).json()["lines"]
     assert {line["who"] for line in lines} == {"review-key"}
+
+
+def test_a_revoked_key_sees_nothing_more_in_new_pages_and_open_tabs(
+    guarded: Server, client: httpx.Client, keys_file: Path
+) -> None:
+    key = make_key()
+    append_key(keys_file, key_of(key, id="leaver", role=Role.REVIEW))
+    await_true(lambda: log_in(client, key).status_code == 303)
+    with chromium() as browser:
+        context = browser.new_context()
+        context.set_default_timeout(TIMEOUT_MILLISECONDS)
+        context.add_cookies([{"name": COOKIE, "value": client.cookies[COOKIE], "url": guarded.url}])
+        page, stubborn = context.new_page(), context.new_page()
+        stubborn.route("**/dashboard/", lambda route: route.abort())
+        for tab in (page, stubborn):
+            tab.goto(f"{guarded.url}/dashboard/classes")
+            tab.locator(".rows").first.wait_for()
+        append_revocation(keys_file, "leaver")
+        revoked = time.monotonic()
+        await_true(lambda: client.get("/dashboard/").status_code == 303)
+        assert time.monotonic() - revoked < 15
+        page.wait_for_url("**/dashboard/login")
+        stubborn.locator(".rows").first.wait_for(state="detached")
+        assert time.monotonic() - revoked < 30
 
 
 def test_it_runs_apart_from_the_service_too(guarded: Server, keys: dict[str, str]) -> None:

@@ -1,8 +1,46 @@
+import asyncio
+
+import pytest
+
+from service.client.answers import Problem
+from service.client.errors import ProblemError, UnreachableError
 from service.dashboard import sessions
-from service.dashboard.sessions import Sessions
+from service.dashboard.sessions import Session
 from service.dashboard.upstream import Identity
 
 REVIEWER = Identity(name="ann", role="review")
+PREDICTOR = Identity(name="ann", role="predict")
+
+
+class Sessions(sessions.Sessions):
+    """Beside a service that gives these answers in turn."""
+
+    def __init__(self, *answers: Identity | Exception):
+        super().__init__(self._tell)
+        self.answers = list(answers)
+
+    async def _tell(self, key: str | None) -> Identity:
+        await asyncio.sleep(0)
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def logged_in(self) -> Session:
+        session = self.find(self.open("key", REVIEWER))
+        assert session is not None
+        return session
+
+
+def refusal(status: int) -> ProblemError:
+    texts = dict.fromkeys(("type", "title", "detail", "error", "request_id"), "")
+    return ProblemError(Problem(**texts, status=status, errors=()))
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    """Every answer of the service is old at once."""
+    monkeypatch.setattr(sessions, "KNOWN_SECONDS", 0.0)
 
 
 def test_a_cookie_finds_its_session_and_holds_no_key():
@@ -56,3 +94,42 @@ def test_roles_include_those_before_them():
         True,
         True,
     ]
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_key_that_is_taken_no_more_ends_its_session():
+    held = Sessions(REVIEWER, refusal(401))
+    session = held.logged_in()
+    assert asyncio.run(held.confirm(session))
+    assert not asyncio.run(held.confirm(session))
+    assert not held.is_open(session)
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_a_role_is_the_one_that_the_key_has_by_now():
+    held = Sessions(PREDICTOR)
+    session = held.logged_in()
+    assert asyncio.run(held.confirm(session))
+    assert not session.identity.may("review")
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize("trouble", [UnreachableError("gone"), refusal(503), refusal(429)])
+def test_a_service_that_does_not_say_ends_no_session_and_vouches_for_none(trouble):
+    held = Sessions(trouble, REVIEWER)
+    session = held.logged_in()
+    with pytest.raises(type(trouble)):
+        asyncio.run(held.confirm(session))
+    assert asyncio.run(held.confirm(session))
+
+
+def test_what_a_page_asks_for_at_once_costs_one_question():
+    held = Sessions(REVIEWER)
+    session = held.logged_in()
+    session.asked -= sessions.KNOWN_SECONDS
+
+    async def load() -> list[bool]:
+        return await asyncio.gather(*(held.confirm(session) for _ in range(20)))
+
+    assert asyncio.run(load()) == [True] * 20
+    assert held.answers == []
