@@ -5,7 +5,6 @@ say, and how much may come.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
@@ -16,12 +15,15 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from service.access import SAFE_METHODS
 from service.dashboard.options import PREFIX
 from service.dashboard.parent import Dashboard
-from service.errors import BodyTooLargeError, FieldFault, ForbiddenError, NotReadyError, OverloadedError, ServiceError
+from service.errors import ForbiddenError, NotReadyError, OverloadedError, ServiceError
+from service.forms import read_body
+from service.middleware import BodyLimit
 from service.problems import answer_error
 from service.runtime import Runtime
 
 MOST_TABS = 256
 MOST_REQUESTS = 64
+MAX_BODY_BYTES = 8192  # of a login; files come over the WebSocket
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 TIMEOUT_SECONDS = 30.0
 TRY_AGAIN_LATER = 1013
@@ -54,7 +56,7 @@ class Forwarding:
             method, headers = scope.get("method", "CONNECT"), dict(scope["headers"])
             self._runtime.access.check_page(method, headers)
             if scope["type"] == "http":
-                await self._forward(scope, receive, send)
+                await BodyLimit(self._forward, MAX_BODY_BYTES)(scope, receive, send)
             else:
                 await self._connect(scope, receive, send)
         except ServiceError as error:
@@ -68,19 +70,21 @@ class Forwarding:
         await answer_error(scope, error, self._runtime)(scope, receive, send)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Before it has a place: those who never finish would take them all.
+        timeout = self._runtime.settings.request_timeout_seconds
+        body = b"" if scope["method"] in SAFE_METHODS else await read_body(receive, timeout_seconds=timeout)
         if self._num_requests >= MOST_REQUESTS:
             raise OverloadedError(f"{MOST_REQUESTS} requests to the dashboard are in flight, the limit")
         self._num_requests += 1
         try:
-            await self._exchange(scope, receive, send)
+            await self._exchange(scope, body, send)
         finally:
             self._num_requests -= 1
 
-    async def _exchange(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _exchange(self, scope: Scope, body: bytes, send: Send) -> None:
         http = self._client(self._dashboard.address(scope["app"]))
-        content = None if scope["method"] in SAFE_METHODS else self._body(receive)
         request = http.build_request(
-            scope["method"], f"http://page{target(scope)}", headers=passed_on(scope), content=content
+            scope["method"], f"http://page{target(scope)}", headers=passed_on(scope), content=body
         )
         try:
             response = await http.send(request, stream=True)
@@ -97,18 +101,6 @@ class Forwarding:
             transport = httpx.AsyncHTTPTransport(uds=str(address), limits=limits)
             self._http = httpx.AsyncClient(transport=transport, timeout=TIMEOUT_SECONDS)
         return self._http
-
-    async def _body(self, receive: Receive) -> AsyncIterator[bytes]:
-        num_bytes, limit = 0, self._runtime.settings.max_body_bytes
-        while True:
-            message = await receive()
-            body = message.get("body", b"")
-            num_bytes += len(body)
-            if num_bytes > limit:
-                raise BodyTooLargeError(FieldFault("body", f"more than {limit} bytes, the limit"))
-            yield body
-            if not message.get("more_body"):
-                return
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._num_tabs >= MOST_TABS:

@@ -1,14 +1,18 @@
 """Who sees what, where API keys are set: over HTTP, and once in a browser."""
 
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
 
+from service.dashboard.forwarding import MOST_REQUESTS
 from service.dashboard.sessions import COOKIE
 from service.key_file import append_key, append_revocation
 from service.keys import Role, make_key
@@ -73,6 +77,23 @@ def test_a_wrong_key_is_told_and_opens_nothing(client: httpx.Client, key: str) -
     assert answer.status_code in (401, 422)
     assert 'role="alert"' in answer.text
     assert "set-cookie" not in answer.headers
+
+
+def test_logins_that_are_never_sent_whole_keep_nobody_out(
+    guarded: Server, client: httpx.Client, keys: dict[str, str]
+) -> None:
+    address = urlsplit(guarded.url)
+    head = f"POST /dashboard/login HTTP/1.1\r\nhost: {address.netloc}\r\ncontent-length: 10\r\n\r\nk"
+    with ExitStack() as stack:
+        for _ in range(MOST_REQUESTS + 8):
+            half = stack.enter_context(socket.create_connection((address.hostname, address.port), TIMEOUT))
+            half.sendall(head.encode())
+        for _ in range(3):
+            assert log_in(client, keys["review"]).status_code == 303
+
+
+def test_a_body_that_is_no_login_is_refused_before_it_is_there(client: httpx.Client) -> None:
+    assert client.post("/dashboard/login", content=b"x" * 100_000).status_code == 413
 
 
 def test_the_cookie_is_out_of_scripts_and_other_sites_reach_and_holds_no_key(
