@@ -137,9 +137,16 @@ def _credential(headers: Mapping[bytes, bytes]) -> bytes:
 
 
 def _check_origin(headers: Mapping[bytes, bytes]) -> None:
-    origin = headers.get(b"origin")
-    if origin is not None and origin.partition(b"://")[2].lower() != headers.get(b"host", b"").lower():
-        raise ForbiddenError("a page from elsewhere may not change anything here; set API keys to serve such pages")
+    origin, host = headers.get(b"origin"), headers.get(b"host", b"")
+    if origin is not None and origin.partition(b"://")[2].lower() != host.lower():
+        raise ForbiddenError(
+            f"Origin {_told(origin)} is not Host {_told(host)}: a page from elsewhere may change nothing here; "
+            "a proxy in front must keep Host"
+        )
+
+
+def _told(header: bytes) -> str:
+    return header[:MAX_HOST_LENGTH].decode("latin-1")
 
 
 def _check_host(host: bytes) -> None:

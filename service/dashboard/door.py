@@ -17,6 +17,7 @@ from service.dashboard.upstream import Identity, Service
 POLICY_VIOLATION = 1008
 MAX_FORM_BYTES = 4096
 SAFE_METHODS = ("GET", "HEAD")
+ELSEWHERE = "Origin is not Host: a page from elsewhere may change nothing here; a proxy in front must keep Host"
 CLOSED = "The service asks for no key, so this page shows itself on this machine alone; set API keys."
 
 
@@ -34,7 +35,7 @@ class Door:
             return await self._app(scope, receive, send)
         connection = HTTPConnection(scope)
         if not _from_here(connection):
-            return await _refuse(scope, receive, send, Response("a page from elsewhere may do nothing here", 403))
+            return await _refuse(scope, receive, send, Response(ELSEWHERE, HTTPStatus.FORBIDDEN))
         if scope["type"] == "http" and scope["path"] in (LOGIN, LOGOUT):
             response = await self._log_in_or_out(Request(scope, receive))
             return await response(scope, receive, send)

@@ -180,6 +180,17 @@ def test_a_page_from_elsewhere_may_change_nothing_where_no_keys_are_set(client, 
         pytest.fail("it was let in")
 
 
+def test_what_a_proxy_made_of_the_host_is_told_with_keys_and_without(client, guarded, digit_files):
+    behind = {"origin": "https://guard.example", "host": "10.0.0.7:8000"}
+    for refused in (
+        client.post(URL, content=digit_files[0], headers={**PNG, **behind}),
+        guarded.post("/dashboard/login", data={"key": "x"}, headers=behind),
+    ):
+        assert refused.status_code == 403
+        assert refused.json()["detail"].startswith("Origin https://guard.example is not Host 10.0.0.7:8000: ")
+        assert "must keep Host" in refused.json()["detail"]
+
+
 OWN_HOSTS = ["localhost", "LOCALHOST:8000", "lgm.localhost", "127.0.0.1:8000", "[::1]:8000", "10.0.0.7"]
 FOREIGN_HOSTS = ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.nip.io", "[::", ""]
 
