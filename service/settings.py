@@ -38,6 +38,8 @@ def _default_state_folder() -> Path:
 
 
 class Settings(BaseSettings):
+    """Those with repr=False may hold a password, and are never shown."""
+
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, allow_inf_nan=False
     )
@@ -58,6 +60,7 @@ class Settings(BaseSettings):
     device: str = Field(
         default="cpu",
         pattern=r"^(cpu|mps|cuda(:\d+)?(,cuda:\d+)*)$",
+        examples=["cpu", "mps", "cuda", "cuda:0", "cuda:0,cuda:1"],
         description="Where the network runs: cpu, mps, cuda (every device), cuda:N, or several by comma.",
     )
     workers: int = Field(
@@ -129,6 +132,8 @@ class Settings(BaseSettings):
     rate_limit_store: str | None = Field(
         default=None,
         pattern=r"^(rediss?|unix)://\S+$",
+        examples=["redis://host:6379/0", "rediss://host:6379/0", "unix:///path"],
+        repr=False,
         description="URL of a Redis in which services share rate limits; without, each has its own.",
     )
     max_in_flight: int = Field(
@@ -175,10 +180,12 @@ class Settings(BaseSettings):
         default=0.01, gt=0, le=1, description="Share of all images that is kept where a sample is."
     )
     quarantine_database: str | None = Field(
-        default=None, description="URL of SQLite or PostgreSQL; by default a SQLite file in state_folder."
+        default=None, repr=False, description="URL of SQLite or PostgreSQL; by default a SQLite file in state_folder."
     )
     quarantine_store: str | None = Field(
-        default=None, description="Folder or fsspec URL (s3://...) of the bytes; by default one in state_folder."
+        default=None,
+        repr=False,
+        description="Folder or fsspec URL (s3://...) of the bytes; by default one in state_folder.",
     )
     quarantine_max_age_days: float = Field(
         default=30, gt=0, le=36500, description="Age at which what is kept expires."
@@ -200,6 +207,8 @@ class Settings(BaseSettings):
     trace_endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://\S+$",
+        examples=["http://localhost:4318/v1/traces"],
+        repr=False,
         description="URL that takes OTLP over HTTP, as http://localhost:4318/v1/traces; needs lgm-guard[tracing].",
     )
 
@@ -261,9 +270,14 @@ def _describe(problem: dict[str, Any]) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else ""
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name!r}; `lgm serve --help` lists all"
+    said = str(problem["msg"]).removeprefix("Value error, ")
     if not name:
-        return str(problem["msg"]).removeprefix("Value error, ")
-    return f"{name} ({option(name)}, {PREFIX}{name.upper()}): {problem['msg']}, got {problem['input']!r}"
+        return said
+    field = Settings.model_fields[name]
+    if problem["type"] == "string_pattern_mismatch":
+        said = f"must be as {' or '.join(field.examples or ())}"
+    got = f", got {problem['input']!r}" if field.repr else ""
+    return f"{name} ({option(name)}, {PREFIX}{name.upper()}): {said}{got}"
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -113,8 +113,10 @@ def shared_limiter(
     timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
     try:
         client = connect(address, retry=Retry(NoBackoff(), 0), **timeouts)
-    except ValueError as error:
-        raise SettingsError(f"rate_limit_store: {error}") from None
+    except ValueError:  # whose words may hold half a password
+        raise SettingsError(
+            "rate_limit_store: not a URL as redis://:password@host:port/number; / ? # @ in a password are written %XX"
+        ) from None
     parts = urlsplit(address)
     name = f"{parts.hostname or ''}{parts.path}"  # without a password
     return SharedTokenBuckets(client, name, own, metrics, retry_seconds=retry_seconds)

@@ -120,7 +120,7 @@ class Database:
 def _checked(address: str) -> URL:
     try:
         url = make_url(address)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise SettingsError(
             "quarantine_database: not a URL as sqlite:///file or postgresql://user@host/name"
         ) from None

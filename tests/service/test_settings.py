@@ -97,12 +97,34 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
         ("max_head_bytes", "100"),
         ("head_timeout_seconds", "0"),
         ("allow_anonymous", "perhaps"),
-        ("trace_endpoint", "localhost"),
     ],
 )
 def test_a_value_out_of_range_names_setting_variable_and_value(name, value):
     with pytest.raises(SettingsError, match=rf"{name} \(--.*LGM_{name.upper()}\): .*got '{value}'"):
         load_settings(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "advice"),
+    [
+        ("device", "gpu", "cuda:0"),
+        ("trace_endpoint", "localhost", "http://localhost:4318/v1/traces"),
+        ("trace_endpoint", "https://user:hunter2@otel/ v1", "http://localhost:4318/v1/traces"),
+        ("rate_limit_store", "redis+sentinel://:hunter2@redis:26379/0", "redis://host:6379/0"),
+        ("quarantine_database", ["postgresql://lgm:hunter2@db/lgm"], "string"),
+        ("quarantine_store", ["ftp://lgm:hunter2@files"], "string"),
+    ],
+)
+def test_a_refusal_advises_by_example_and_shows_no_password(name, value, advice):
+    with pytest.raises(SettingsError) as refused:
+        load_settings(**{name: value})
+    assert advice in str(refused.value)
+    assert "hunter2" not in str(refused.value)
+    assert "^" not in str(refused.value)
+
+
+def test_settings_that_are_printed_show_no_password():
+    assert "hunter2" not in repr(load_settings(quarantine_database="postgresql://lgm:hunter2@db/lgm"))
 
 
 def test_all_wrong_settings_are_named_at_once():

@@ -262,6 +262,7 @@ def test_a_database_of_a_newer_version_is_left_alone(database, database_address,
     ("address", "said"),
     [
         ("nonsense", "not a URL"),
+        ("postgresql://user@host:secret/name", "not a URL"),
         ("mysql://user:secret@host/name", "mysql is not taken"),
         ("sqlite+nonsense:///x", "quarantine_database"),
         ("sqlite://", "SQLite needs a file"),
