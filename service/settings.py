@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from detectors.bundle import SHIPPED_BUNDLE
@@ -211,6 +211,14 @@ class Settings(BaseSettings):
         repr=False,
         description="URL that takes OTLP over HTTP, as http://localhost:4318/v1/traces; needs lgm-guard[tracing].",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Which would count as 0 or 1 where a number is wanted."""
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must be a value of its own, not true or false")
+        return value
 
     @model_validator(mode="after")
     def _security_fits_together(self) -> Self:

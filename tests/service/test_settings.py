@@ -127,6 +127,12 @@ def test_settings_that_are_printed_show_no_password():
     assert "hunter2" not in repr(load_settings(quarantine_database="postgresql://lgm:hunter2@db/lgm"))
 
 
+@pytest.mark.parametrize("name", ["port", "max_batch_size", "rate_limit", "host"])
+def test_true_is_no_number_and_no_text(toml, name):
+    with pytest.raises(SettingsError, match=rf"{name} .*not true or false, got True"):
+        load_settings(config=toml(f"{name} = true"))
+
+
 def test_all_wrong_settings_are_named_at_once():
     with pytest.raises(SettingsError, match=r"port .*; policy "):
         load_settings(port="x", policy="y")
