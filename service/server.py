@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Awaitable, Callable
@@ -24,7 +25,7 @@ from service.errors import SettingsError
 from service.listener import Listener
 from service.logs import configure_logs
 from service.runtime import Runtime
-from service.settings import Settings
+from service.settings import Settings, stray_variables
 from service.transport import transport_options
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's, so that it is the prox
 def serve(settings: Settings) -> None:
     """Serve until told to stop. Raises SettingsError, BundleError, the first of them before anything listens."""
     configure_logs(style=settings.log_format, level=settings.log_level)
+    for told in stray_variables(os.environ):
+        logger.warning(told)
     torch.set_num_threads(1)  # the network runs elsewhere
     listen_grpc = _grpc_listener(settings)
     resolve_devices(settings.device)

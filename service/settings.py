@@ -2,6 +2,8 @@
 
 import os
 import tomllib
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -258,6 +260,9 @@ class Settings(BaseSettings):
         return init_settings, env_settings, from_file
 
 
+NOT_SETTINGS = ("LGM_URL", "LGM_API_KEY", "LGM_DATA_DIR", "LGM_TEST_SEED")  # but the client's, the data's, the tests'
+SCALE_PREFIX = "LGM_SCALE_"
+NEAR = 0.75  # of names that all begin alike
 FOLLOWS_FROM_ANOTHER = "default_factory_not_called"  # a default that is made of settings, one of which is wrong
 
 
@@ -272,6 +277,16 @@ def load_settings(**given: Any) -> Settings:
 
 def option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def stray_variables(names: Iterable[str]) -> Iterator[str]:
+    """What to tell of each environment variable that looks like a setting, and is none."""
+    known = [PREFIX + name.upper() for name in Settings.model_fields]
+    for name in names:
+        said = name.upper()
+        if said.startswith(PREFIX) and said not in (*known, *NOT_SETTINGS) and not said.startswith(SCALE_PREFIX):
+            nearest = "".join(f", but {found} is" for found in get_close_matches(said, known, n=1, cutoff=NEAR))
+            yield f"the variable {name} is no setting{nearest}"
 
 
 def _describe(problem: dict[str, Any]) -> str:

@@ -69,6 +69,12 @@ def test_a_variable_is_checked_as_a_setting():
     check_one_line(runner.invoke(app, ["serve"], env={"LGM_THREADS": "many"}), "LGM_THREADS", "got 'many'")
 
 
+def test_a_variable_that_is_no_setting_is_told_at_the_start(tmp_path):
+    command = ["serve", "--bundle", str(tmp_path / "nothing")]
+    told = runner.invoke(app, command, env={"LGM_MAX_BATCH_SISE": "3"}).stderr
+    assert "WARNING the variable LGM_MAX_BATCH_SISE is no setting, but LGM_MAX_BATCH_SIZE is\n" in told
+
+
 def test_an_unknown_key_of_the_file(tmp_path):
     path = tmp_path / "lgm.toml"
     path.write_text("prot = 1")

@@ -2,7 +2,7 @@ import pytest
 
 from service.cpus import available_cpus
 from service.errors import SettingsError
-from service.settings import Settings, load_settings
+from service.settings import Settings, load_settings, stray_variables
 
 
 @pytest.fixture
@@ -131,6 +131,16 @@ def test_settings_that_are_printed_show_no_password():
 def test_true_is_no_number_and_no_text(toml, name):
     with pytest.raises(SettingsError, match=rf"{name} .*not true or false, got True"):
         load_settings(config=toml(f"{name} = true"))
+
+
+def test_a_variable_that_is_no_setting_is_told_with_the_nearest():
+    others = ["LGM_URL", "LGM_API_KEY", "LGM_DATA_DIR", "LGM_SCALE_MAX_REPLICAS", "PATH", "LGM_PORT", "lgm_port"]
+    assert list(stray_variables(others)) == []
+    assert list(stray_variables(["LGM_MAX_BATCH_SISE", "LGM_API_KEYSS", "LGM_XYZ"])) == [
+        "the variable LGM_MAX_BATCH_SISE is no setting, but LGM_MAX_BATCH_SIZE is",
+        "the variable LGM_API_KEYSS is no setting, but LGM_API_KEYS is",
+        "the variable LGM_XYZ is no setting",
+    ]
 
 
 def test_all_wrong_settings_are_named_at_once():
