@@ -45,7 +45,7 @@ class SharedTokenBuckets:
         self._script = client.register_script(SCRIPT)
         self._client, self._name, self._own, self._metrics = client, name, own, metrics
         self._retry_seconds, self._retry_at = retry_seconds, 0.0
-        self._up = True
+        self._trouble: type[Exception] | None = None
 
     @property
     def policy(self) -> str:
@@ -64,7 +64,7 @@ class SharedTokenBuckets:
         """None where Redis does not answer, or has just not answered."""
         from redis.exceptions import RedisError
 
-        if not self._up:
+        if self._trouble is not None:
             if time.monotonic() < self._retry_at:
                 return None
             self._retry_at = time.monotonic() + self._retry_seconds  # one request tries, the others do not wait
@@ -78,17 +78,17 @@ class SharedTokenBuckets:
         return self._own.allowance(float(full_after) / 1e6, float(wait) / 1e6)
 
     def _failed(self, error: Exception) -> None:
-        if self._up:
+        if type(error) is not self._trouble:
             reason = f"{type(error).__name__}: {error}"
             logger.error("the rate limits' store %s fails, each service limits by itself: %s", self._name, reason)
-        self._up, self._retry_at = False, time.monotonic() + self._retry_seconds
+        self._trouble, self._retry_at = type(error), time.monotonic() + self._retry_seconds
         self._metrics.rate_limit_store_up.set(0)
 
     def _answered(self) -> None:
-        if not self._up:
+        if self._trouble is not None:
             logger.warning("the rate limits' store %s answers again", self._name)
             self._metrics.rate_limit_store_up.set(1)
-        self._up = True
+        self._trouble = None
 
 
 def shared_limiter(
@@ -107,12 +107,15 @@ def shared_limiter(
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
+        from redis.exceptions import ConnectionError as RedisConnectionError
     except ImportError as error:
         raise SettingsError(f"rate_limit_store: {error.name} is missing; pip install 'lgm-guard[scale]'") from None
     connect: Callable[..., Any] = Redis.from_url
     timeouts = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
+    # Once more where a connection is gone: those of before a restart must not each be a failure.
+    once_more = Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,))
     try:
-        client = connect(address, retry=Retry(NoBackoff(), 0), **timeouts)
+        client = connect(address, retry=once_more, **timeouts)
     except ValueError:  # whose words may hold half a password
         raise SettingsError(
             "rate_limit_store: not a URL as redis://:password@host:port/number; / ? # @ in a password are written %XX"

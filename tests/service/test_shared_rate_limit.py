@@ -139,6 +139,33 @@ def test_without_redis_each_limits_by_itself_until_it_is_back(
     assert sum("answers again" in message for message in said) == 2
 
 
+def test_a_restart_between_two_questions_is_no_failure(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(one: SharedTokenBuckets, other: SharedTokenBuckets) -> None:
+        await asyncio.gather(*(one.take("a") for _ in range(3)))  # three connections
+        redis.kill()
+        redis.start()
+        assert [(await one.take("a")).remaining for _ in range(3)] == [3, 2, 1]
+
+    with caplog.at_level(logging.WARNING, "service.shared_rate_limit"):
+        Services(redis.url).run(scenario)
+    assert caplog.messages == []
+
+
+def test_another_reason_is_told_too(redis: RedisServer, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(one: SharedTokenBuckets, other: SharedTokenBuckets) -> None:
+        redis.kill()
+        await one.take("a")
+        await one.take("a")
+        redis.start()
+        with redis.client() as client:
+            client.set("lgm:rate:a", "no number")
+        await one.take("a")
+
+    with caplog.at_level(logging.WARNING, "service.shared_rate_limit"):
+        Services(redis.url).run(scenario)
+    assert [message.split(": ")[1] for message in caplog.messages] == ["ConnectionError", "ResponseError"]
+
+
 def test_a_redis_that_hangs_holds_up_no_request(redis: RedisServer) -> None:
     services = Services(redis.url, timeout_seconds=0.1)
 
