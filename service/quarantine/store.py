@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ class Store:
     """Files by digest. Each method raises QuarantineUnavailableError. The constructor raises SettingsError."""
 
     def __init__(self, address: str):
-        self._address = address
+        self._name = re.sub("//[^/]*@", "//", address)  # without a password
         self._files, self._root = _open(address)
         self._write: Callable[[str, bytes], None] = (
             _write_durably if isinstance(self._files, LocalFileSystem) else self._files.pipe_file
@@ -91,7 +92,7 @@ class Store:
         except QuarantineUnavailableError:
             raise
         except Exception as error:
-            logger.warning("the quarantine's store %s fails: %s: %s", self._address, type(error).__name__, error)
+            logger.warning("the quarantine's store %s fails: %s: %s", self._name, type(error).__name__, error)
             raise QuarantineUnavailableError("the quarantine's store fails; the log says why") from None
 
 

@@ -74,3 +74,11 @@ def test_what_was_put_outlives_an_outage(bucket: str, object_store: ObjectStore)
 def test_an_unknown_kind_of_store_is_a_wrong_setting():
     with pytest.raises(SettingsError, match=r"quarantine_store: .*gopher"):
         Store("gopher://files")
+
+
+def test_a_password_in_its_url_is_not_logged(caplog):
+    url = "http://user:secret@127.0.0.1:1/images"
+    with pytest.raises(QuarantineUnavailableError):
+        Store(url).read(ONE, PNG)
+    assert "the quarantine's store" in caplog.text
+    assert "secret" not in caplog.text
