@@ -12,23 +12,29 @@ from typing import Any, cast
 
 from pydantic_core import to_json
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from service.house import House
 from service.joined_writes import JoinedWrites
+from service.upgrades import IgnoringUpgrades
 from service.whole_request import read_whole
 
 MAX_HEADERS = 100
 MAX_KEPT_BYTES = 16 * 1024
 MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
+UNSURE_UPGRADE = (
+    400,
+    "malformed-http",
+    "Upgrade: to WebSocket without a body, after the answers before it",
+)
 
 
 class RefusedHeadError(Exception):
     """Raised into the parser, which stops."""
 
 
-class Connection(HttpToolsProtocol):
+class Connection(IgnoringUpgrades):
     def __init__(
         self,
         config: Config,
@@ -140,6 +146,9 @@ class Connection(HttpToolsProtocol):
             raise RefusedHeadError
         if not self._is_surely_framed():
             raise RefusedHeadError
+        if self.parser.should_upgrade():
+            self._check_upgrade()
+            return super().on_headers_complete()
         self._in_head = False
         self._house.idle.pop(self, None)
         self._await_client(self._house.body_timeout_seconds)
@@ -171,6 +180,7 @@ class Connection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         self._house.idle.pop(self, None)
         self._stop_looking()
+        self._house.turns.let_in()
         self.transport = self._writes.release()
         super().handle_websocket_upgrade()
 
@@ -260,6 +270,13 @@ class Connection(HttpToolsProtocol):
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         has_host = len(hosts) == 1 or (not hosts and self.parser.get_http_version() == "1.0")
         return has_host and (not codings or [coding.lower() for coding in codings] == [b"chunked"])
+
+    def _check_upgrade(self) -> None:
+        if self.parser.get_method() == b"CONNECT":  # which is one for the parser
+            raise RefusedHeadError
+        if self._should_upgrade() and (self._has_unanswered() or not self.ends_at_its_head()):
+            self._refusal = UNSURE_UPGRADE
+            raise RefusedHeadError
 
     def _head_is_too_large(self) -> bool:
         limit = self._house.max_head_bytes

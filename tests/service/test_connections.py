@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -21,6 +22,8 @@ from service.turns import Turns
 NEVER = 1000.0
 GET = b"GET /path HTTP/1.1\r\nhost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nhost: a\r\n"
+WEBSOCKET = b"connection: upgrade\r\nupgrade: websocket\r\n"
+HTTP_2 = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
 
 
 async def echo(scope, receive, send) -> None:
@@ -133,6 +136,10 @@ def test_good_requests_share_a_connection():
     run(scenario)
 
 
+def chunked(body: bytes) -> bytes:
+    return b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+
+
 SMUGGLED = {
     "length and encoding": POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
     "encoding and length": POST + b"transfer-encoding: chunked\r\ncontent-length: 4\r\n\r\n0\r\n\r\n",
@@ -155,6 +162,10 @@ SMUGGLED = {
     "two hosts": POST + b"host: b\r\n\r\n",
     "a coding within the chunks": POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "another protocol": b"SSH-2.0-OpenSSH_9.9\r\n",
+    "a body before WebSocket": POST + WEBSOCKET + b"content-length: %d\r\n\r\n" % len(GET),
+    "chunks before WebSocket": POST + WEBSOCKET + b"transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a tunnel": b"CONNECT / HTTP/1.1\r\nhost: a\r\ncontent-length: %d\r\n\r\n" % len(GET),
+    "a tunnel to a name": b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n",
     "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
 }
 
@@ -168,6 +179,57 @@ def test_what_two_readers_could_read_differently_is_refused(request_bytes):
         assert b"/path" not in answer
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "urn:lgm-guard:problem:malformed-http"
+        assert site.refused == {"malformed-http": 1}
+
+    run(scenario)
+
+
+WISHES = {
+    "HTTP/2": HTTP_2,
+    "TLS": b"connection: upgrade\r\nupgrade: TLS/1.0\r\n",
+    "two": b"connection: upgrade\r\nupgrade: websocket, h2c\r\n",
+}
+BODIES = {"length": b"content-length: %d\r\n\r\n%b" % (len(GET), GET), "chunks": chunked(GET), "no body": b"\r\n"}
+
+
+@pytest.mark.parametrize("wish", WISHES.values(), ids=WISHES.keys())
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+@pytest.mark.parametrize("piece_bytes", [1, 50, 10_000])
+def test_a_wish_for_another_protocol_is_ignored_and_the_body_stays_a_body(wish, body, piece_bytes):
+    """As curl --http2 and Java's HttpClient send it with every request; a body of requests answers none of them."""
+
+    async def scenario(site: Site) -> None:
+        reader, _ = await site.connect()
+        await until(lambda: len(site.state.connections) == 1)
+        (connection,) = site.state.connections
+        sent = POST + wish + body + POST + wish + body + GET.replace(b"host", wish + b"connection: close\r\nhost")
+        for start in range(0, len(sent), piece_bytes):
+            connection.data_received(sent[start : start + piece_bytes])
+        answers = await read_to_end(reader)
+        told = [json.loads(line) for line in re.findall(rb"\{.*?\}", answers)]
+        size = 0 if body == b"\r\n" else len(GET)
+        assert told == [{"path": "/", "body": size}] * 2 + [{"path": "/path", "body": 0}]
+        assert not site.refused
+
+    run(scenario)
+
+
+def test_any_number_of_wishes_may_come_in_one_piece():
+    async def scenario(site: Site) -> None:
+        wish = GET.replace(b"host", HTTP_2 + b"host")
+        answers = await site.ask(2000 * wish + GET.replace(b"host", b"connection: close\r\nhost"))
+        assert answers.count(b"200 OK") == 2001
+
+    run(scenario)
+
+
+def test_websocket_waits_for_the_answers_before_it():
+    """It would else be told to go on by what answers another request."""
+
+    async def scenario(site: Site) -> None:
+        answers = await site.ask(POST + b"content-length: 3\r\n\r\nabc" + GET.replace(b"host", WEBSOCKET + b"host"))
+        assert answers.count(b"HTTP/1.1") == 1
+        assert b'"body": 3}' in answers
         assert site.refused == {"malformed-http": 1}
 
     run(scenario)
@@ -463,6 +525,16 @@ def test_who_waits_to_be_told_to_send_is_answered_by_the_application(run_refusin
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
         writer.write(b"abc")
         assert (await reader.readuntil(b"}")).endswith(b'"body": 3}')
+
+    run_refusing(scenario)
+
+
+def test_a_wish_for_another_protocol_does_not_get_round_a_refusal(run_refusing):
+    async def scenario(site: Site) -> None:
+        reader, writer = await site.connect()
+        writer.write(POST + HTTP_2 + b"content-length: 3\r\n\r\nabc" + GET)
+        assert await reader.readuntil(b"no") == NO
+        assert (await reader.readuntil(b"}")).endswith(b'{"path": "/path", "body": 0}')
 
     run_refusing(scenario)
 
