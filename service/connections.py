@@ -63,7 +63,6 @@ class Connection(IgnoringUpgrades):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._writes = JoinedWrites(transport, self.loop)
         super().connection_made(cast(asyncio.Transport, self._writes))
-        self._house.on_connection()
         if len(self.connections) > self._house.max_connections and not self._make_room():
             self.loop.call_soon(transport.abort)
             return

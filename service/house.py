@@ -28,5 +28,4 @@ class House:
     has_room: Callable[[], bool]
     refuses_lately: Callable[[], bool]
     on_refusal: Callable[[str], None]
-    on_connection: Callable[[], None]
     idle: dict["Connection", None] = field(default_factory=dict)

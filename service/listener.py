@@ -24,8 +24,9 @@ class Listener:
 
     The protocol must not close its transport in `connection_made`: uvloop would wait for ever for it to be made.
 
-    tls: the context, or None. handshake_seconds: the longest that its handshake may take. max_handshakes: how many
-    may go on at once; beyond, the oldest ends, so that nobody keeps others out by doing nothing.
+    tls: the context of the next connection, or None. handshake_seconds: the longest that its handshake may take.
+    max_handshakes: how many may go on at once; beyond, the oldest ends, so that nobody keeps others out by doing
+    nothing.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class Listener:
         bound: socket.socket,
         make_protocol: Callable[[], asyncio.Protocol],
         *,
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         handshake_seconds: float,
         max_handshakes: int,
     ):
@@ -79,7 +80,8 @@ class Listener:
                 next(iter(self._connecting)).cancel()
 
     async def _connect(self, accepted: socket.socket) -> None:
-        await self._loop.connect_accepted_socket(self._make_protocol, accepted, ssl=self._tls, **self._handshake)
+        tls = None if self._tls is None else self._tls()
+        await self._loop.connect_accepted_socket(self._make_protocol, accepted, ssl=tls, **self._handshake)
 
     def _connected(self, accepted: socket.socket, connecting: asyncio.Task[None]) -> None:
         del self._connecting[connecting]

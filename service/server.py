@@ -26,6 +26,7 @@ from service.listener import Listener
 from service.logs import configure_logs
 from service.runtime import Runtime
 from service.settings import Settings, stray_variables
+from service.tls import Certificate, certificate_of
 from service.transport import transport_options
 
 logger = logging.getLogger(__name__)
@@ -40,13 +41,14 @@ def serve(settings: Settings) -> None:
         logger.warning(told)
     torch.set_num_threads(1)  # the network runs elsewhere
     listen_grpc = _grpc_listener(settings)
+    certificate = certificate_of(settings)
     resolve_devices(settings.device)
     load_manifest(settings.bundle)
     with bind(settings.host, settings.port) as listener:
         check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)
         app = create_app(settings, runtime=runtime)
-        transport = transport_options(runtime)
+        transport = transport_options(runtime, over_tls=certificate is not None)
         config = uvicorn.Config(
             app,
             log_config=None,
@@ -58,7 +60,7 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
             **transport,
         )
-        server = Server(config, runtime, listen_grpc)
+        server = Server(config, runtime, listen_grpc, certificate)
         server.run(sockets=[listener])
     if server.failure is not None:
         raise server.failure
@@ -70,9 +72,15 @@ GARBAGE_THRESHOLD = 50_000  # objects more than there were, before young ones ar
 class Server(uvicorn.Server):
     """uvicorn's, but: not ready first, then a moment of serving on, then closed and drained; exit status 0."""
 
-    def __init__(self, config: uvicorn.Config, runtime: Runtime, listen_grpc: ListenGrpc | None):
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        runtime: Runtime,
+        listen_grpc: ListenGrpc | None,
+        certificate: Certificate | None,
+    ):
         super().__init__(config)
-        self._runtime = runtime
+        self._runtime, self._certificate = runtime, certificate
         self.failure: BaseException | None = None
         self._listen_grpc = listen_grpc
         self._grpc: Any = None
@@ -84,7 +92,7 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             self._listen(listener)
             host, port = listener.getsockname()[:2]
-            scheme = "https" if self.config.is_ssl else "http"
+            scheme = "http" if self._certificate is None else "https"
             logger.info("listening on %s://%s", scheme, with_port(host, port))
             if self._runtime.dashboard is not None:
                 logger.info("the dashboard is at %s://%s%s/", scheme, with_port(host, port), PREFIX)
@@ -99,7 +107,7 @@ class Server(uvicorn.Server):
         listener = Listener(
             bound,
             make_protocol,
-            tls=config.ssl,
+            tls=None if self._certificate is None else self._certificate.context,
             handshake_seconds=settings.head_timeout_seconds,
             max_handshakes=settings.max_connections,
         )

@@ -161,7 +161,7 @@ class Settings(BaseSettings):
     )
     tls_key: Path | None = Field(default=None, description="Private key (PEM) of the certificate.")
     tls_client_ca: Path | None = Field(
-        default=None, description="Authorities (PEM) of which each client must show a certificate."
+        default=None, description="Authorities (PEM) of which each client must show a certificate; read again."
     )
 
     # What people look at: dashboard/.

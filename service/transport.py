@@ -1,7 +1,6 @@
-"""What uvicorn is told about connections and TLS, from the settings."""
+"""What uvicorn is told about connections, from the settings."""
 
 import resource
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,19 +9,17 @@ from service.errors import SettingsError
 from service.house import House
 from service.runtime import Runtime
 from service.shedding import Shedding
-from service.tls import Certificate, certificate_of
 from service.turns import Turns
 
 OTHER_FILES = 128  # the bundle, the log, pipes to workers, the listening sockets
 
 
-def transport_options(runtime: Runtime) -> dict[str, Any]:
+def transport_options(runtime: Runtime, *, over_tls: bool) -> dict[str, Any]:
     """Arguments of uvicorn.Config. Raises SettingsError."""
     settings, metrics = runtime.settings, runtime.metrics
-    certificate = certificate_of(settings)
     _allow_open_files(settings.max_connections + OTHER_FILES)
     turns = Turns()
-    shedding = Shedding(runtime, turns, over_tls=certificate is not None)
+    shedding = Shedding(runtime, turns, over_tls=over_tls)
     house = House(
         max_connections=settings.max_connections,
         max_head_bytes=settings.max_head_bytes,
@@ -34,20 +31,8 @@ def transport_options(runtime: Runtime) -> dict[str, Any]:
         has_room=shedding.has_room,
         refuses_lately=shedding.refuses_lately,
         on_refusal=lambda code: metrics.rejected.labels(code).inc(),
-        on_connection=_nothing if certificate is None else certificate.renew,
     )
-    return {
-        "http": partial(Connection, house=house),
-        "ssl_context_factory": None if certificate is None else _context_of(certificate),
-    }
-
-
-def _context_of(certificate: Certificate) -> Callable[[object, object], object]:
-    return lambda config, default: certificate.context
-
-
-def _nothing() -> None:
-    """Without a certificate none is renewed."""
+    return {"http": partial(Connection, house=house)}
 
 
 def _allow_open_files(number: int) -> None:

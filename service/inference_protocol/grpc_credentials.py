@@ -10,7 +10,7 @@ import grpc
 from service.errors import SettingsError
 from service.file_watch import FileWatch
 from service.settings import Settings
-from service.tls import Certificate
+from service.tls import read_context
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,6 @@ def _fetcher(certificate: Path, key: Path, client_ca: Path | None) -> Callable[[
 
 def _read(certificate: Path, key: Path, client_ca: Path | None) -> Any:
     """Raises SettingsError, since gRPC would only log that it shows nothing."""
-    Certificate(certificate, key, client_ca)
+    read_context(certificate, key, client_ca)
     authorities = None if client_ca is None else client_ca.read_bytes()
     return grpc.ssl_server_certificate_configuration([(key.read_bytes(), certificate.read_bytes())], authorities)

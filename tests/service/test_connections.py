@@ -80,7 +80,6 @@ async def running(*, keep_alive_seconds: float = 5, **limits: Any) -> AsyncItera
             "refuses_lately": lambda: False,
             "turns": Turns(),
             "on_refusal": lambda code: refused.update([code]),
-            "on_connection": lambda: None,
             **limits,
         }
     )

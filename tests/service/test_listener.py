@@ -126,7 +126,7 @@ def test_nobody_keeps_others_out_by_not_shaking_hands():
     authority.configure_trust(client)
 
     async def scenario() -> None:
-        async with opened(tls=server, handshake_seconds=1000, max_handshakes=3) as (listener, port):
+        async with opened(tls=lambda: server, handshake_seconds=1000, max_handshakes=3) as (listener, port):
             silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
             async with asyncio.timeout(20):
                 for reader, _ in silent[:2]:
@@ -147,7 +147,7 @@ def test_a_handshake_that_comes_to_nothing_disturbs_nobody():
     authority.configure_trust(client)
 
     async def scenario() -> None:
-        async with opened(tls=server, handshake_seconds=0.2) as (_, port):
+        async with opened(tls=lambda: server, handshake_seconds=0.2) as (_, port):
             plain, silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
             plain[1].write(b"GET / HTTP/1.1\r\n\r\n")
             async with asyncio.timeout(20):
