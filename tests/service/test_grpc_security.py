@@ -319,6 +319,36 @@ def test_a_renewed_certificate_is_taken_up_for_grpc_too(guarded, authority, tls_
     assert httpx.get(f"{guarded.url}/readyz", verify=identified, timeout=TIMEOUT).status_code == 200
 
 
+def test_renewed_authorities_of_clients_are_taken_up_for_grpc_too(guarded, authority, tls_folder):
+    """Who showed a certificate of the former ones is let in no longer."""
+    renewed = trustme.CA()
+    former, present = (identified_by(issuer, server=authority) for issuer in (authority, renewed))
+    assert (is_let_in(guarded, former), is_let_in(guarded, present)) == (True, False)
+    renewed.cert_pem.write_to_path(tls_folder / "ca.pem")
+    for _ in range(1000):  # it looks once a second
+        if is_let_in(guarded, present):
+            break
+    assert (is_let_in(guarded, former), is_let_in(guarded, present)) == (False, True)
+
+
+def identified_by(issuer: trustme.CA, *, server: trustme.CA) -> grpc.ChannelCredentials:
+    issued = issuer.issue_cert("client@example.org")
+    return grpc.ssl_channel_credentials(
+        server.cert_pem.bytes(), issued.private_key_pem.bytes(), issued.cert_chain_pems[0].bytes()
+    )
+
+
+def is_let_in(server: Server, credentials: grpc.ChannelCredentials) -> bool:
+    with grpc.secure_channel(server.grpc_address, credentials) as channel:
+        try:
+            channel.unary_unary(PATH + "ServerLive")(b"", timeout=TIMEOUT)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            return False
+    return True
+
+
 def served_certificate(server: Server, context: ssl.SSLContext) -> bytes | None:
     host, _, port = server.grpc_address.rpartition(":")
     with (
