@@ -36,6 +36,7 @@ from service.security import Security
 from service.settings import load_settings
 from service.spans import RequestSpans
 from service.tracing import Tracing
+from service.turns import Turns
 from tests.service.test_keys import key_of
 
 ROUNDS, REQUESTS = 30, 2_000
@@ -116,10 +117,11 @@ async def measure_connections(console: Console) -> None:
         max_head_bytes=32768,
         head_timeout_seconds=10,
         body_timeout_seconds=31,
+        turns=Turns(),
+        has_room=lambda: True,
         refusal=lambda method, target, given_id: None,
         refuses_lately=lambda: False,
         on_refusal=lambda code: None,
-        on_connection=lambda: None,
     )
     config = uvicorn.Config(answer, log_config=None, lifespan="off")
     config.load()
