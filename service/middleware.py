@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from anyio import CancelScope
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, FieldFault
@@ -123,7 +124,7 @@ class Observation:
 
 
 class HeadAsGet:
-    """HEAD is answered as GET would be; the server sends no body of it."""
+    """HEAD is answered as GET would be, and ends with the head: a body may have no end."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -132,10 +133,18 @@ class HeadAsGet:
         if scope["type"] != "http" or scope["method"] != "HEAD":
             return await self._app(scope, receive, send)
         inner = {**scope, "method": "GET"}
-        try:
-            await self._app(inner, receive, send)
-        finally:
-            scope["route"] = inner.get("route")
+        with CancelScope() as answering:
+
+            async def send_head(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    await send(message)
+                    await send({"type": "http.response.body", "body": b""})
+                    answering.cancel()
+
+            try:
+                await self._app(inner, receive, send_head)
+            finally:
+                scope["route"] = inner.get("route")
 
 
 class BodyLimit:

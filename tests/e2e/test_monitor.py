@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx
 
+from service.monitoring.pulse import MOST_LISTENERS
 from service.monitoring.snapshot import Snapshot
 from tests.server import TIMEOUT, Server
 
@@ -42,6 +43,15 @@ def test_what_was_judged_is_told_at_once_and_streamed(shipped_server: Server) ->
     assert last.lately.latency_p50_seconds is not None
     assert model.calibration.created is not None
     assert model.classes[7].log_likelihood.live is not None
+
+
+def test_a_streams_head_ends_and_takes_no_listeners_place(shipped_server: Server) -> None:
+    with httpx.Client(base_url=shipped_server.url, limits=httpx.Limits(max_connections=1), timeout=TIMEOUT) as client:
+        for _ in range(MOST_LISTENERS + 1):
+            response = client.head("/v1/monitor/stream")
+            assert response.status_code == 200
+            assert response.headers["content-type"].startswith("text/event-stream")
+        assert client.get("/healthz").status_code == 200
 
 
 def test_open_streams_do_not_hold_up_the_end() -> None:
