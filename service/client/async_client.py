@@ -13,7 +13,7 @@ import httpx
 from service.client import calls
 from service.client.answers import Answer, Model, Versions
 from service.client.calls import Call, Conversation, Known
-from service.client.common import DEFAULT_URL, Collected, Settings, build_request
+from service.client.common import DEFAULT_URL, Collected, Settings, build_request, by_environment
 from service.client.errors import ClientError, InputError
 from service.client.images import Images, Unsendable
 from service.client.parts import Part
@@ -48,7 +48,8 @@ class AsyncClient:
         self._max_concurrency = max_concurrency
         self._known = Known()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=max_concurrency)
-        self._http = httpx.AsyncClient(base_url=url, headers=self._settings.headers, verify=verify, limits=limits)
+        with by_environment():
+            self._http = httpx.AsyncClient(base_url=url, headers=self._settings.headers, verify=verify, limits=limits)
 
     async def __aenter__(self) -> "AsyncClient":
         return self

@@ -10,7 +10,7 @@ import httpx
 from service.client import calls
 from service.client.answers import Answer, Model, Versions
 from service.client.calls import Call, Conversation, Known
-from service.client.common import DEFAULT_URL, Collected, Settings, build_request
+from service.client.common import DEFAULT_URL, Collected, Settings, build_request, by_environment
 from service.client.images import Images, Unsendable
 from service.client.retries import Attempts, Retries
 
@@ -42,7 +42,8 @@ class Client:
             max_instances=max_instances,
         )
         self._known = Known()
-        self._http = httpx.Client(base_url=url, headers=self._settings.headers, verify=verify)
+        with by_environment():
+            self._http = httpx.Client(base_url=url, headers=self._settings.headers, verify=verify)
 
     def __enter__(self) -> "Client":
         return self

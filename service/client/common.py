@@ -1,8 +1,10 @@
 """What the sync and the async client share: settings, requests, and how a call's parts come together."""
 
+import os
 import re
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -20,6 +22,7 @@ DEADLINE = "x-deadline-ms"
 LONGEST_SECONDS = 86_400
 CONNECT_SECONDS = 5.0
 MAX_BYTES = 8 * 1024 * 1024  # half of what the service takes by default
+ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # httpx reads
 VISIBLE = re.compile(r"[!-~]+")
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,56}")  # the service takes 64; a part's number is added
 
@@ -88,6 +91,16 @@ class Collected:
             models=tuple(dict.fromkeys(answer.model for answer in answers if answer.model is not None)),
             request_ids=tuple(answer.request_id for answer in answers if answer.request_id is not None),
         )
+
+
+@contextmanager
+def by_environment() -> Iterator[None]:
+    """Around what makes an httpx client. Raises InputError where the environment lets none be made."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        names = [name for name in os.environ if name.upper() in ENVIRONMENT] or ENVIRONMENT
+        raise InputError(f"no client can be made by {', '.join(names)} of the environment: {error}") from error
 
 
 def build_request(http: httpx.Client | httpx.AsyncClient, call: Call, left: float) -> httpx.Request:

@@ -8,7 +8,7 @@ class ClientError(Exception):
 
 
 class InputError(ClientError, ValueError):
-    """What was asked cannot be sent: not an image, not a URL, a limit below one."""
+    """What was asked cannot be sent: not an image, not a URL, a limit below one, by no such proxy."""
 
 
 class UnreachableError(ClientError):

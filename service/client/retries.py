@@ -72,7 +72,8 @@ class Attempts:
             raise self.too_late() from error
         wait = self._backoff()
         if not _unanswered(error) or self._made >= self._retries.max_attempts or not self._in_time(wait):
-            raise UnreachableError(_describe(error, "cannot be reached")) from error
+            through = " through its proxy" if isinstance(error, httpx.ProxyError) else ""
+            raise UnreachableError(_describe(error, f"cannot be reached{through}")) from error
         return wait
 
     def broken_off(self, error: httpx.TransportError) -> ClientError:

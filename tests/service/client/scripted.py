@@ -56,7 +56,7 @@ class Handler(BaseHTTPRequestHandler):
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.next_act(Received(self.command, self.path, headers, body))(self)
 
-    do_POST = do_GET
+    do_POST = do_CONNECT = do_GET
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Not to stderr."""

@@ -84,6 +84,33 @@ def test_nobody_there(ask: Ask) -> None:
         ask(f"http://127.0.0.1:{port}", "predict", IMAGE, retries=FAST)
 
 
+def test_a_proxy_that_refuses(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(answer(403, b"")) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        with pytest.raises(
+            UnreachableError, match=r"https://service\.example cannot be reached through its proxy: 403"
+        ):
+            ask("https://service.example", "predict", IMAGE, retries=FAST)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("ALL_PROXY", "socks5://127.0.0.1:1", "SOCKS"),
+        ("HTTP_PROXY", "ftp://127.0.0.1", "ftp"),
+        ("https_proxy", "http://[::1", "port"),
+        ("SSL_CERT_FILE", "/nonexistent.pem", "No such file"),
+        ("SSL_CERT_FILE", __file__, "no certificate"),
+    ],
+)
+def test_an_environment_by_which_no_client_can_be_made(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{name}.* of the environment: .*{told}"):
+        ask("http://127.0.0.1:1", "ready")
+
+
 def test_retry_after_is_waited_for(ask: Ask) -> None:
     with ScriptedServer(answer(503, problem(503, "overloaded"), retry_after="1"), GOOD) as server:
         started = time.monotonic()
