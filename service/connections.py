@@ -10,28 +10,25 @@ import asyncio
 import math
 from typing import Any, cast
 
-from pydantic_core import to_json
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
+from service.heads import (
+    MALFORMED,
+    MAX_HEADERS,
+    UNSURE_UPGRADE,
+    Refusal,
+    RefusedHeadError,
+    announces_body,
+    is_surely_framed,
+    too_large,
+)
 from service.house import House
 from service.joined_writes import JoinedWrites
 from service.upgrades import IgnoringUpgrades
 from service.whole_request import read_whole
 
-MAX_HEADERS = 100
 MAX_KEPT_BYTES = 16 * 1024
-MALFORMED = (400, "malformed-http", "this is not valid HTTP/1.1")
-UNSURE_UPGRADE = (
-    400,
-    "malformed-http",
-    "Upgrade: to WebSocket without a body, after the answers before it",
-)
-
-
-class RefusedHeadError(Exception):
-    """Raised into the parser, which stops."""
 
 
 class Connection(IgnoringUpgrades):
@@ -140,13 +137,11 @@ class Connection(IgnoringUpgrades):
         self._await_client(self._house.head_timeout_seconds)
 
     def on_headers_complete(self) -> None:
-        if len(self.headers) > MAX_HEADERS or self._head_is_too_large():
-            self._refusal = self._too_large()
-            raise RefusedHeadError
-        if not self._is_surely_framed():
+        refusal = self._refusal_of_head()
+        if refusal is not None:
+            self._refusal = refusal
             raise RefusedHeadError
         if self.parser.should_upgrade():
-            self._check_upgrade()
             return super().on_headers_complete()
         self._in_head = False
         self._house.idle.pop(self, None)
@@ -185,21 +180,10 @@ class Connection(IgnoringUpgrades):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what the parser refuses, unless an earlier request's answer is still due in its place."""
-        status, code, detail = self._refusal
-        self._house.on_refusal(code)
+        self._house.on_refusal(self._refusal.code)
         if self._refused or self._owes_an_answer():
             return self._close_after_answers()
-        body = to_json(
-            {
-                "type": f"urn:lgm-guard:problem:{code}",
-                "title": STATUS_LINE[status].split(maxsplit=2)[2].strip(),
-                "status": status,
-                "detail": detail,
-                "error": detail,
-            }
-        )
-        head = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-        self.transport.write(STATUS_LINE[status] + head % len(body) + body)
+        self.transport.write(self._refusal.answer)
         self.transport.close()
 
     def _close_after_answers(self) -> None:
@@ -263,19 +247,19 @@ class Connection(IgnoringUpgrades):
     def _has_unanswered(self) -> bool:
         return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
 
-    def _is_surely_framed(self) -> bool:
-        """Whether every reader takes it for the same request: one Host, and no coding of the body but chunks."""
-        hosts = [name for name, _ in self.headers if name == b"host"]
-        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
-        has_host = len(hosts) == 1 or (not hosts and self.parser.get_http_version() == "1.0")
-        return has_host and (not codings or [coding.lower() for coding in codings] == [b"chunked"])
+    def _refusal_of_head(self) -> Refusal | None:
+        if len(self.headers) > MAX_HEADERS or self._head_is_too_large():
+            return too_large(self._house.max_head_bytes)
+        if not is_surely_framed(self.headers, self.parser.get_http_version()):
+            return MALFORMED
+        return self._refusal_of_upgrade() if self.parser.should_upgrade() else None
 
-    def _check_upgrade(self) -> None:
+    def _refusal_of_upgrade(self) -> Refusal | None:
         if self.parser.get_method() == b"CONNECT":  # which is one for the parser
-            raise RefusedHeadError
-        if self._should_upgrade() and (self._has_unanswered() or not self.ends_at_its_head()):
-            self._refusal = UNSURE_UPGRADE
-            raise RefusedHeadError
+            return MALFORMED
+        if self._should_upgrade() and (self._has_unanswered() or announces_body(self.headers)):
+            return UNSURE_UPGRADE
+        return None
 
     def _head_is_too_large(self) -> bool:
         limit = self._house.max_head_bytes
@@ -295,12 +279,8 @@ class Connection(IgnoringUpgrades):
 
     def _refuse_size(self) -> None:
         if not self.transport.is_closing():
-            self._refusal = self._too_large()
+            self._refusal = too_large(self._house.max_head_bytes)
             self.send_400_response("")
-
-    def _too_large(self) -> tuple[int, str, str]:
-        limit = f"{self._house.max_head_bytes} bytes or {MAX_HEADERS} headers, the limits"
-        return 431, "head-too-large", f"request line, headers and framing take more than {limit}"
 
     def _make_room(self) -> bool:
         oldest = next((connection for connection in self._house.idle if not connection._kept), None)

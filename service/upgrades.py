@@ -49,8 +49,3 @@ class IgnoringUpgrades(HttpToolsProtocol):
 
     def _is_read_again(self) -> bool:
         return self.parser.should_upgrade() and not self._should_upgrade()
-
-    def ends_at_its_head(self) -> bool:
-        """Whether that is so of a request that asks for WebSocket for every reader."""
-        framing = [header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")]
-        return not framing or framing == [(b"content-length", b"0")]
