@@ -47,8 +47,19 @@ def _found(config: Config, output: Path) -> Checkpoint | None:
         return None
     previous = load_checkpoint(output)
     if previous.config != config:
-        raise CheckpointError(f"{output} holds a run with another configuration; choose another --output")
+        raise CheckpointError(
+            f"{output} holds a run with another configuration ({_difference(config, previous.config)}); "
+            "choose another --output"
+        )
     return previous
+
+
+def _difference(asked: Config, there: Config) -> str:
+    """The first keys that differ."""
+    wanted, found = _flat(dump_config(asked)), _flat(dump_config(there))
+    names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    told = [f"{name} is {wanted.get(name)!r}, there {found.get(name)!r}" for name in names[:3]]
+    return ", ".join([*told, *([f"{len(names) - 3} more"] if len(names) > 3 else [])])
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, object]:
