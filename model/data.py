@@ -20,6 +20,7 @@ from model.errors import DataError, ImageError
 from model.image_files import SUFFIXES, image_files, read_images
 from model.images import ImageFormat, native_format
 
+SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 TEST_SHARE = 0.2  # of an image folder that has no test set of its own
 
 
@@ -201,9 +202,12 @@ def _from_torchvision(kind: str, root: Path, *, train: bool, config: DataConfig)
     try:
         loaded = getattr(datasets, kind)(str(root), train=train, download=config.download)
     except Exception as error:  # torchvision raises or asserts whatever the damaged byte leads to
+        place = "LGM_DATA_DIR" if config.directory is None else "data.directory"
+        told = f"point {place} at it"
+        if not config.download:
+            told += ", or allow a download with data.download=true"
         raise DataError(
-            f"{config.name} is not complete in {root} ({str(error) or type(error).__name__}); "
-            "point LGM_DATA_DIR at it, or allow a download with data.download=true"
+            f"{config.name} is not complete in {root} ({str(error) or type(error).__name__}); {told}"
         ) from None
     pixels = torch.as_tensor(loaded.data)
     pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
@@ -237,6 +241,11 @@ def _image_folder(config: DataConfig) -> tuple[ImageSet, ImageSet, bool]:
         train = read_folder(root / "train", names, image_format)
         return train, read_folder(root / "test", names, image_format), image_format.resize
     names = _class_names(root)
+    if SPLIT_NAMES.issuperset(name.lower() for name in names):
+        raise DataError(
+            f"{root} has {', '.join(names)}: an image folder has train/ and test/, so rename or link one of them, "
+            "or it has one folder a class"
+        )
     image_format = _folder_format(root, names, config)
     train, test = _part_by_content(read_folder(root, names, image_format), TEST_SHARE, config.split_seed)
     return train, test, image_format.resize
@@ -252,7 +261,7 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 
 def _folder_format(root: Path, names: tuple[str, ...], config: DataConfig) -> ImageFormat:
-    """Shape from the configuration or the first image; an explicit size means that others are resized to it."""
+    """Shape from the configuration or the first image, coloured where any is; a size given: all are resized to it."""
     files = [file for name in names for file in image_files(root / name)]
     if not files:
         raise DataError(f"{root} holds no image files ({', '.join(sorted(SUFFIXES))})")
@@ -260,10 +269,20 @@ def _folder_format(root: Path, names: tuple[str, ...], config: DataConfig) -> Im
         channels, height, width = native_format(files[0].read_bytes()).shape
     except (ImageError, OSError) as error:
         raise DataError(f"{files[0]}: {error}") from None
-    channels = config.num_channels or channels
+    if config.num_channels is not None or channels == 3:
+        channels = config.num_channels or channels
+    else:  # among photographs a few are grey
+        channels = 3 if any(map(_is_coloured, files)) else 1
     if config.image_size is not None:
         height = width = config.image_size
     return ImageFormat(shape=(channels, height, width), resize=config.image_size is not None)
+
+
+def _is_coloured(file: Path) -> bool:
+    try:
+        return native_format(file.read_bytes()).shape[0] == 3
+    except (ImageError, OSError):  # told of by whoever decodes it
+        return False
 
 
 def read_folder(root: Path, class_names: tuple[str, ...], image_format: ImageFormat) -> ImageSet:

@@ -175,6 +175,23 @@ def test_every_class_is_tested_and_learned_however_few_images_it_has(tmp_path: P
     assert set(splits.test.labels.tolist()) == {0, 1}
 
 
+@pytest.mark.parametrize("name", ["val", "Validation"])
+def test_the_folders_of_splits_are_no_classes(tmp_path: Path, name: str) -> None:
+    for part in ("train", name):
+        for kind in ("cat", "dog"):
+            write_images(tmp_path / part / kind, 10)
+    with pytest.raises(DataError, match=rf"has .*{name}.*: an image folder has train/ and test/, so rename"):
+        load_splits(image_folder(tmp_path))
+
+
+def test_one_grey_picture_among_photographs_takes_no_colour_away(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        write_images(tmp_path / name, 10)
+    first = tmp_path / "cat" / "0-0.png"
+    Image.open(first).convert("L").save(first)
+    assert load_splits(image_folder(tmp_path)).image_format.shape == (3, 10, 8)
+
+
 def test_hidden_files_and_folders_are_not_data(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_images(tmp_path / name, 10)
@@ -290,7 +307,9 @@ def test_the_environment_leads_to_the_data(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_a_missing_set_says_what_to_do(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DataError, match=rf"{name} is not complete in .*LGM_DATA_DIR.*data\.download=true"):
+    with pytest.raises(
+        DataError, match=rf"{name} is not complete in .*point data\.directory at it.*data\.download=true"
+    ):
         load_splits(DataConfig(name=name, directory=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 
