@@ -107,10 +107,15 @@ def foreign_images(name: str, data: DataConfig, image_format: ImageFormat) -> Te
     """uint8 images of another data set's test part, or of a folder. Raises as `abnormal_images` does."""
     check_abnormal(name)
     if name not in DATA_SETS:
-        return torch.stack([read_image(path, image_format) for path in image_files(Path(name))])
+        return _mixed(torch.stack([read_image(path, image_format) for path in image_files(Path(name))]))
     foreign = load_splits(parse_data_config({"name": name, "directory": data.directory})).test.images
     if tuple(foreign.shape[1:]) != image_format.shape:
         raise DataError(
             f"{name} has images of shape {tuple(foreign.shape[1:])}, the bundle takes {image_format.shape}"
         )
-    return foreign
+    return _mixed(foreign) if name == "image-folder" else foreign
+
+
+def _mixed(images: Tensor) -> Tensor:
+    """Files come class by class: who takes the first so many must not take the first class."""
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
