@@ -127,7 +127,7 @@ def _classification(classify: Classifier, clean: Seen, labels: Tensor) -> Row:
 def _detection(
     checkpoint: Checkpoint, network: Network, victim: Network, clean: Seen, splits: Splits, abnormal: Abnormal
 ) -> Row:
-    """detection: the mean of all areas under the ROC curve."""
+    """detection: the mean of all areas under the ROC curve; None where one is missing, as an attack fooled nobody."""
     threshold = quantile_threshold(look(network, splits.calibration.images).score, RATE)
     sample = splits.test.select(torch.randperm(len(splits.test), generator=_generator())[: abnormal.limit])
     row: Row = {}
@@ -136,8 +136,8 @@ def _detection(
     for name in abnormal.foreign:
         images = abnormal_images(name, checkpoint.config.data, sample, checkpoint.image_format)[: abnormal.limit]
         row |= _told_apart(name, clean.score, look(network, images).score, threshold)
-    areas = [area for key, area in row.items() if key.endswith("_auroc") and area is not None]
-    mean = {"detection": float(np.mean(areas))} if areas else {}
+    areas = [area for key, area in row.items() if key.endswith("_auroc")]
+    mean = {"detection": None if None in areas else float(np.mean(areas))} if areas else {}
     return {**mean, **row, "realised_fpr": float(np.mean(clean.score > threshold))}
 
 

@@ -263,6 +263,10 @@ def test_figures_are_those_of_the_network(toml: Path, compared: Path) -> None:
     assert row["log_likelihood"] == pytest.approx(-scores.mean())
     threshold = np.quantile(look(network, splits.calibration.images).score, 0.95, method="higher")
     assert row["realised_fpr"] == np.mean(scores > threshold)
+    assert row["detection"] == row["noise_auroc"]
+    harmless = Abnormal(attacks=("fgsm",), eps=1e-9, foreign=("noise",), limit=50)
+    feeble = judge(run, checkpoint, splits, harmless)
+    assert (feeble["fgsm_auroc"], feeble["detection"]) == (None, None)  # not the mean of what is left
 
 
 def test_gaussian_losses_are_judged_by_fitted_gaussians_too(toml: Path, compared: Path) -> None:
@@ -304,6 +308,7 @@ def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
         ("eps = 0.2", "eps = 2.0", r"abnormal\.eps: Input should be less than or equal to 1"),
         ('["fgsm"]', '["hope"]', "unknown attack 'hope'"),
         ("seeds = [0, 1]", "seeds = []", r"experiments\.1\.seeds"),
+        ("seeds = [0, 1]", "seeds = [1, 1]", r"experiments\.1\.seeds: .*the same seed twice"),
         ("seeds = [0, 1]", 'reference = "adam"', "reference 'adam' is none of softmax, distillation, gm, lgm"),
         ("seeds = [0, 1]", "options = { arcface = {} }", "options for arcface, which is not among its losses"),
         ('name = "grid"', 'name = "plane"', "experiments need names of their own"),
