@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as library_version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -58,7 +59,9 @@ def save_bundle(
     created: datetime | None = None,
     data: DataSplit | None = None,
 ) -> Screener:
-    """Write a bundle; the screener as loaded from it. Raises BundleError where something stands already.
+    """Write a bundle whole; the screener as loaded from it.
+
+    Raises BundleError where something stands already, or it cannot be written.
 
     created: when it was calibrated, now unless said. It is part of the content, so of the version. data: on what.
     """
@@ -89,11 +92,22 @@ def save_bundle(
         created=(created or datetime.now(UTC)).replace(microsecond=0),
         data=data,
     )
-    path.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (path / name).write_bytes(content)
-    (path / MANIFEST).write_bytes(serialise(manifest, content_digest(manifest)))
+    _write_whole(path.resolve(), {**files, MANIFEST: serialise(manifest, content_digest(manifest))})
     return load_bundle(path)
+
+
+def _write_whole(path: Path, files: Mapping[str, bytes]) -> None:
+    """The folder is there with all of its files or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", dir=path.parent) as beside:
+            folder = Path(beside, path.name)
+            folder.mkdir()
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+            folder.replace(path)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def check_vacant(path: Path) -> None:

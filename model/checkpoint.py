@@ -63,7 +63,10 @@ def build_network(config: Config, class_names: tuple[str, ...], image_format: Im
 
 
 def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
-    """Write to a file beside it, then rename: a kill leaves the old checkpoint or the new one, never half."""
+    """Write to a file beside it, then rename: a kill leaves the old checkpoint or the new one, never half.
+
+    Raises CheckpointError where it cannot be written.
+    """
     values = {
         "format": FORMAT,
         "config": dump_config(checkpoint.config),
@@ -83,13 +86,17 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
         "test_accuracy": checkpoint.test_accuracy,
         "criterion": checkpoint.criterion,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        torch.save(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

@@ -309,6 +309,31 @@ def test_a_bundle_is_never_written_over(
     assert save_again(digits_screener, digits_checkpoint, tmp_path / "empty").name == "digits"
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_bundle_that_cannot_be_written_leaves_nothing(
+    digits_screener: Screener,
+    digits_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    begun: bool,
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "bundle.json":
+            raise OSError(28, "No space left on device", str(path))
+        return write(path, content)
+
+    if begun:
+        (tmp_path / "bundle").mkdir()
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(BundleError, match=r"bundle cannot be written: No space left on device"):
+        save_again(digits_screener, digits_checkpoint, tmp_path / "bundle")
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"] * begun
+    save_again(digits_screener, digits_checkpoint, tmp_path / "bundle")
+
+
 def test_the_manifest_is_a_manifest(digits_bundle: Path) -> None:
     manifest = load_manifest(digits_bundle)
     assert isinstance(manifest, Manifest)

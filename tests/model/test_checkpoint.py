@@ -55,17 +55,18 @@ def test_nothing_there_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "else.pt")
 
 
-def test_a_crash_while_writing_leaves_the_old_checkpoint(
+def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(
     digits_checkpoint: Checkpoint, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(values: object, file: io.BufferedWriter) -> None:
         file.write(b"half of a checkpoint")
-        raise OSError("disk full")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", half)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be written: No space left on device"):
         save_checkpoint(replace(digits_checkpoint, epoch=99), path)
     assert equal(load_checkpoint(path), digits_checkpoint)
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_crash_before_the_renaming_leaves_the_old_checkpoint(
