@@ -202,8 +202,7 @@ def _from_torchvision(kind: str, root: Path, *, train: bool, config: DataConfig)
     try:
         loaded = getattr(datasets, kind)(str(root), train=train, download=config.download)
     except Exception as error:  # torchvision raises or asserts whatever the damaged byte leads to
-        place = "LGM_DATA_DIR" if config.directory is None else "data.directory"
-        told = f"point {place} at it"
+        told = "point LGM_DATA_DIR or data.directory at it"
         if not config.download:
             told += ", or allow a download with data.download=true"
         raise DataError(

@@ -204,6 +204,8 @@ class GaussianMixture(nn.Module):
         return features[here].to(self.means.device, gaussian.exact_dtype(self.means)), own[here].to(self.means.device)
 
     def _check_shape(self, features: Tensor) -> None:
+        if torch._C._get_tracing_state():  # shapes are tensors then, and a network gives what its mixture takes
+            return
         if features.ndim != 2 or features.shape[1] != self.num_features:
             raise ConfigurationError(f"features must be (n, {self.num_features}), got {tuple(features.shape)}")
 

@@ -307,9 +307,8 @@ def test_the_environment_leads_to_the_data(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100"])
 def test_a_missing_set_says_what_to_do(tmp_path: Path, name: str) -> None:
-    with pytest.raises(
-        DataError, match=rf"{name} is not complete in .*point data\.directory at it.*data\.download=true"
-    ):
+    advice = r"point LGM_DATA_DIR or data\.directory at it.*data\.download=true"
+    with pytest.raises(DataError, match=rf"{name} is not complete in .*{advice}"):
         load_splits(DataConfig(name=name, directory=str(tmp_path)))
     assert list(tmp_path.iterdir()) == []
 

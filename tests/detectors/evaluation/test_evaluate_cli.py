@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from detectors.bundle import save_bundle
@@ -96,7 +97,7 @@ def test_figures_that_the_checks_refuse_end_in_a_status_of_their_own(
     digits_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A screener left in training mode."""
-    monkeypatch.setattr(Screener, "eval", Screener.train)
+    monkeypatch.setattr(Screener, "eval", nn.Module.train)
     result = invoke(
         digits_bundle,
         "--data",
