@@ -260,18 +260,15 @@ def _class_names(root: Path) -> tuple[str, ...]:
 
 
 def _folder_format(root: Path, names: tuple[str, ...], config: DataConfig) -> ImageFormat:
-    """Shape from the configuration or the first image, coloured where any is; a size given: all are resized to it."""
+    """Size of the configuration, to which all are resized, or of the first image; in colour where any image is."""
     files = [file for name in names for file in image_files(root / name)]
     if not files:
         raise DataError(f"{root} holds no image files ({', '.join(sorted(SUFFIXES))})")
     try:
-        channels, height, width = native_format(files[0].read_bytes()).shape
+        _, height, width = native_format(files[0].read_bytes()).shape
     except (ImageError, OSError) as error:
         raise DataError(f"{files[0]}: {error}") from None
-    if config.num_channels is not None or channels == 3:
-        channels = config.num_channels or channels
-    else:  # among photographs a few are grey
-        channels = 3 if any(map(_is_coloured, files)) else 1
+    channels = config.num_channels or (3 if any(map(_is_coloured, files)) else 1)  # a few photographs are grey
     if config.image_size is not None:
         height = width = config.image_size
     return ImageFormat(shape=(channels, height, width), resize=config.image_size is not None)

@@ -18,7 +18,7 @@ class Certificate:
     def __init__(self, certificate: Path, key: Path, client_ca: Path | None):
         """Raises SettingsError."""
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
-        self._watch = FileWatch(certificate, key, *([] if client_ca is None else [client_ca]))
+        self._watch = FileWatch(*filter(None, (certificate, key, client_ca)))
         self._context = self._read()
 
     def context(self) -> ssl.SSLContext:

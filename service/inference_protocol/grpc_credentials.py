@@ -28,7 +28,7 @@ def credentials_of(settings: Settings) -> Any:
 
 
 def _fetcher(certificate: Path, key: Path, client_ca: Path | None) -> Callable[[], Any]:
-    watch = FileWatch(certificate, key, *([] if client_ca is None else [client_ca]))
+    watch = FileWatch(*filter(None, (certificate, key, client_ca)))
 
     def fetch() -> Any:
         """What to show from now on; None while that stays the same. Called before each handshake."""
