@@ -52,7 +52,7 @@ def _threat_model(results: Results) -> list[tuple[str, str]]:
     settings = results["settings"]
     goal = "any wrong class"
     if settings["targeted"]:
-        goal += ", sought by aiming at a chosen one; the column num_on_target counts those that reached it"
+        goal += ", sought by aiming at a chosen one; how many reached it stands beside those judged"
     known = settings["adaptive"]
     aims = ", ".join(f"{aim:g}" for aim in settings["aims"])
     return [

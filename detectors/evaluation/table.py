@@ -57,7 +57,7 @@ def cells(row: Mapping[str, Any]) -> Cells:
         "seed": str(row["seed"]),
         "detector": row["detector"],
         "accuracy": percent(row["attacked_accuracy"]),
-        "judged": str(row["num_judged"]),
+        "judged": str(row["num_judged"]) + _on_target(row),
         "AUROC": area(row["auroc"]),
         "95 % interval": "–" if interval is None else f"{interval[0]:.3f}–{interval[1]:.3f}",
         "TPR@5%": percent(row["tpr_at_fpr_5"]),
@@ -66,6 +66,12 @@ def cells(row: Mapping[str, Any]) -> Cells:
         "SR@50": percent(row["sr_at_50"]),
         "time": f"{row['seconds']:.1f} s",
     }
+
+
+def _on_target(row: Mapping[str, Any]) -> str:
+    """Of a targeted attack's images; results from before it was counted have none."""
+    count = row.get("num_on_target")
+    return "" if count is None else f" ({count} on target)"
 
 
 def worth_telling(rows: Sequence[Row]) -> list[Row]:

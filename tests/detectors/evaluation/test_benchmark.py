@@ -25,6 +25,7 @@ from detectors.evaluation.parts import FOLDER, Part, check_folder, load_part, sa
 from detectors.evaluation.rows import Measured, make_rows
 from detectors.evaluation.settings import EvaluationError, Settings, Task, plan
 from detectors.evaluation.summaries import over_seeds, worst_cases
+from detectors.evaluation.table import cells
 from detectors.evaluation.watcher import Silent
 from model.data import to_unit
 from model.errors import BundleError, DataError, LGMGuardError
@@ -411,8 +412,10 @@ def test_a_targeted_attacks_images_are_counted_that_reached_their_target(make_pa
     task = Task(group="attack", name="bim", knowledge="zero", norm="linf", seed=0, eps=0.1, targeted=True)
     (row,) = make_rows(Measured(task=task, part=part, clean=clean), promise=0.05)
     assert (row["num_successful"], row["num_on_target"]) == (3, 1)
+    assert cells(row)["judged"] == "3 (1 on target)"
     (untargeted,) = make_rows(Measured(task=task, part=replace(part, targets=None), clean=clean), promise=0.05)
     assert untargeted["num_on_target"] is None
+    assert cells(untargeted)["judged"] == "3"
 
 
 def test_targets_are_kept_with_what_came_of_them(digits_bundle: Path, tmp_path: Path) -> None:
