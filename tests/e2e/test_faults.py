@@ -8,9 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -132,10 +133,11 @@ def test_signals_to_the_whole_group_drain_it_too():
 
 
 def test_slow_and_half_open_clients_hold_nobody_up():
-    with serving("--workers", "1", "--request-timeout-seconds", "1") as server:
-        host, port = server.url.removeprefix("http://").split(":")
+    with ExitStack() as stack:
+        server = stack.enter_context(serving("--workers", "1", "--request-timeout-seconds", "5"))
+        address = (urlsplit(server.url).hostname, urlsplit(server.url).port)
         head = POST + b"Content-Length: 1000\r\n\r\n"
-        clients = [socket.create_connection((host, int(port)), timeout=TIMEOUT) for _ in range(50)]
+        clients = [stack.enter_context(socket.create_connection(address, timeout=TIMEOUT)) for _ in range(50)]
         for number, client in enumerate(clients):
             client.sendall(head[: 10 + 3 * number] if number % 2 else head + b"x" * number)
         with httpx.Client(base_url=server.url, headers=PNG) as client:
