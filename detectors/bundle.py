@@ -42,9 +42,6 @@ from model.errors import BundleError, LGMGuardError
 from model.images import ImageFormat
 from model.network import Network
 
-SHIPPED_BUNDLE = Path(__file__).parent / "bundles" / "mnist"
-ROBUST_BUNDLE = SHIPPED_BUNDLE.with_name("mnist-robust")
-
 
 def save_bundle(
     screener: Screener,

@@ -14,7 +14,8 @@ from detectors.screener import Screener, Verdicts
 from model.config import DataConfig, parse_data_config
 from model.data import ImageSet, load_splits
 from model.errors import DataError
-from model.image_files import image_files, read_image
+from model.image_files import image_files
+from model.image_tensors import read_image
 from model.images import ImageFormat
 
 DATA_SETS: tuple[str, ...] = get_args(DataConfig.__annotations__["name"])

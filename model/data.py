@@ -17,7 +17,8 @@ from torch import Tensor
 
 from model.config import DataConfig
 from model.errors import DataError, ImageError
-from model.image_files import SUFFIXES, image_files, read_images
+from model.image_files import SUFFIXES, image_files
+from model.image_tensors import read_images
 from model.images import ImageFormat, native_format
 
 SPLIT_NAMES = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})

@@ -1,14 +1,12 @@
-"""Image files -> tensors of a network's shape; nothing is decoded before format and size are known."""
+"""Image files -> pixels of a network's shape; nothing is decoded before format and size are known."""
 
 import io
 import warnings
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
 from model.errors import ImageError
 
@@ -36,11 +34,6 @@ class ImageFormat:
     def mode(self) -> str:
         """Pillow's mode for the number of channels: L for one, RGB for three."""
         return "L" if self.shape[0] == 1 else "RGB"
-
-
-def decode_image(data: bytes, image_format: ImageFormat, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "c h w"]:
-    """As decode_pixels, as a tensor."""
-    return torch.from_numpy(decode_pixels(data, image_format, max_pixels=max_pixels))
 
 
 def decode_pixels(

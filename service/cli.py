@@ -1,31 +1,66 @@
-"""The lgm command, assembled from the rooms, and `lgm serve`."""
+"""The lgm command, assembled from the rooms."""
 
-import inspect
-from collections.abc import Callable
+from importlib import import_module
 from importlib.metadata import version
-from typing import Annotated, Any, Literal, get_args, get_origin
+from importlib.util import find_spec
+from typing import Annotated, Any, NamedTuple
 
 import typer
-from pydantic.fields import FieldInfo
 from typer.core import TyperGroup
 
-import detectors.cli
-import model.cli
-import service.client.cli
-import service.dashboard.cli
-from model.errors import LGMGuardError
-from service import keys_cli
-from service.capacity.cli import capacity_command
+from model.errors import ConfigurationError, LGMGuardError
 from service.client.errors import ClientError
-from service.quarantine import cli as quarantine_cli
-from service.quarantine.recalibrate_cli import recalibrate_command
-from service.settings import PREFIX, Settings, load_settings, option
 
 USER_ERROR = 2
+# No traceback with local variables, no markup in help texts, no script for a shell.
+PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
 
-class OneLineErrors(TyperGroup):
-    """Whatever the caller did wrong is one line on stderr and exit status 2, in every command."""
+class Command(NamedTuple):
+    """Where a command is, as module:name, and what it does; with the extras that it needs torchattacks from."""
+
+    where: str
+    help: str
+    extras: str = ""
+
+
+COMMANDS = {
+    "serve": Command("service.serve_cli:serve", "Serve a bundle over HTTP."),
+    "predict": Command("service.client.cli:predict", "Ask a running service about image files."),
+    "dashboard": Command("service.dashboard.cli:dashboard", "Show the page of a service that runs elsewhere."),
+    "keys": Command("service.keys_cli:app", "API keys: make, list, revoke."),
+    "quarantine": Command("service.quarantine.cli:app", "What was kept for review: upgrade, export, expire."),
+    "recalibrate": Command(
+        "service.quarantine.recalibrate_cli:recalibrate_command", "Calibrate anew on the traffic's blind sample."
+    ),
+    "capacity": Command("service.capacity.cli:capacity", "Tell how many replicas a load needs."),
+    "train": Command("model.cli:train", "Train a network, or resume its training."),
+    "fit": Command("detectors.commands.fit:fit", "Fit and calibrate detectors; write a bundle."),
+    "screen": Command("detectors.commands.screen:screen", "Judge files, folders or a data set."),
+    "describe": Command("detectors.commands.describe:describe", "Tell what a bundle or a checkpoint holds."),
+    "export": Command("detectors.commands.export:export", "Write a bundle as one graph for other servers."),
+    "evaluate": Command("detectors.evaluation.cli:evaluate", "Attack a bundle: what is its flag worth?", "eval"),
+    "compare": Command("detectors.comparison.cli:compare", "Train with each of several losses.", "train,eval"),
+    "verify": Command("detectors.comparison.verify_cli:verify_pairs", "Verify pairs of images.", "train,eval"),
+}
+
+
+class Commands(TyperGroup):
+    """Loads the one command that is asked for; whatever the caller did wrong is one line on stderr and status 2.
+
+    Most need torch, which takes seconds to import; `lgm predict` and `lgm keys` need none, and a server none of
+    what trains and attacks.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return load(cmd_name) if cmd_name in COMMANDS else super().get_command(ctx, cmd_name)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -35,23 +70,21 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(USER_ERROR) from None
 
 
-app = typer.Typer(
-    cls=OneLineErrors,
-    name="lgm",
-    help="Train, calibrate and serve image classifiers that know how likely their input is.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
-app.add_typer(model.cli.app)
-app.add_typer(detectors.cli.app)
-app.add_typer(keys_cli.app, name="keys")
-app.add_typer(service.client.cli.app)
-app.add_typer(service.dashboard.cli.app)
-app.add_typer(quarantine_cli.app, name="quarantine")
-app.command("recalibrate")(recalibrate_command)
-app.command("capacity")(capacity_command)
+def load(name: str) -> Any:
+    """The command of this name. Raises ConfigurationError where what it needs is not installed."""
+    where, _, extras = COMMANDS[name]
+    if extras and find_spec("torchattacks") is None:
+        raise ConfigurationError(f"lgm {name} needs torchattacks: pip install 'lgm-guard[{extras}]'")
+    module, _, attribute = where.partition(":")
+    found = getattr(import_module(module), attribute)
+    if isinstance(found, typer.Typer):  # several commands
+        return typer.main.get_command(found)
+    alone = typer.Typer(**PLAIN)
+    alone.command(name)(found)
+    return typer.main.get_command(alone)
+
+
+app = typer.Typer(cls=Commands, name="lgm", no_args_is_help=True, **PLAIN)
 
 
 def _print_version(wanted: bool) -> None:
@@ -67,49 +100,3 @@ def lgm(
     ] = False,
 ) -> None:
     """Train, calibrate and serve image classifiers that know how likely their input is."""
-
-
-def _serve_command() -> Callable[..., None]:
-    """`lgm serve` with one option for each field of Settings, which checks them."""
-
-    def serve(**given: str | bool | None) -> None:
-        """Serve a bundle over HTTP. Settings: these options, over LGM_... variables, over the TOML file."""
-        from service import server
-
-        server.serve(load_settings(**{name: value for name, value in given.items() if value is not None}))
-
-    options = {name: _option_type(name, field) for name, field in Settings.model_fields.items()}
-    serve.__annotations__ = options
-    vars(serve)["__signature__"] = inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, annotation in options.items()
-        ]
-    )
-    return serve
-
-
-def _option_type(name: str, field: FieldInfo) -> Any:
-    default = field.get_default(call_default_factory=True, validated_data={})
-    kind: Any = bool if field.annotation is bool else str
-    name_or_not = f"{option(name)}/--no-{option(name).removeprefix('--')}" if default is True else option(name)
-    return Annotated[
-        kind | None,
-        typer.Option(
-            name_or_not,
-            help=field.description if default is None else f"{field.description} [default: {default}]",
-            envvar=PREFIX + name.upper(),
-            metavar=None if kind is bool else _metavar(field),
-            show_default=False,
-        ),
-    ]
-
-
-def _metavar(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is Literal:
-        return "|".join(get_args(field.annotation))
-    names: dict[Any, str] = {int: "INTEGER", int | None: "INTEGER", float: "NUMBER", str: "TEXT"}
-    return names.get(field.annotation, "PATH")
-
-
-app.command()(_serve_command())

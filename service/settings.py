@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from detectors.bundle import SHIPPED_BUNDLE
+from detectors.shipped import SHIPPED_BUNDLE
 from model.images import MAX_PIXELS
 from service.cpus import available_cpus
 from service.errors import SettingsError

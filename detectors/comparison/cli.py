@@ -32,10 +32,7 @@ from model.checkpoint import load_checkpoint
 RESULTS, ROWS, REPORT, TABLES = "results.json", "rows.csv", "report.html", "tables.md"
 SHOWN = ("accuracy", "calibration_error", "detection", "verification_accuracy", "training_seconds")
 
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def compare(
     config: Annotated[Path, typer.Argument(help="A TOML file, for instance model/comparisons/quick.toml.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the results; runs/compare/NAME by default.")] = None,

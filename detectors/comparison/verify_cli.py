@@ -8,13 +8,10 @@ import typer
 from detectors.comparison.judging import look
 from detectors.comparison.verification import cosine_similarity, read_pairs, verify
 from model.checkpoint import load_checkpoint
-from model.image_files import read_images
+from model.image_tensors import read_images
 from model.images import ImageFormat
 
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def verify_pairs(
     checkpoint: Annotated[Path, typer.Argument(help="A finished checkpoint or its run's folder.")],
     pairs: Annotated[Path, typer.Option(help="LFW's pairs.txt, or a file like it.")],

@@ -14,7 +14,7 @@ from detectors.distributed.ledger import Ledger
 from detectors.distributed.sources import ImageBytes, read_block
 from detectors.screener import Screener
 from model.errors import BundleError, ImageError
-from model.images import decode_image
+from model.image_tensors import decode_image
 from model.train import select_device
 
 Item = TypeVar("Item")

@@ -27,10 +27,7 @@ REPORT = "report.html"
 COMPARISON = "comparison"
 REFUSED = 3
 
-app = typer.Typer(pretty_exceptions_enable=False, add_completion=False, rich_markup_mode=None)
 
-
-@app.command()
 def evaluate(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle's folder.")] = None,
     data: Data = None,

@@ -15,7 +15,8 @@ from torch import Tensor
 from detectors.distributed.places import open_place, reachable
 from detectors.distributed.sources import Block, ImageBytes, find_blocks, read_block
 from model.errors import DataError, ImageError
-from model.images import ImageFormat, decode_image
+from model.image_tensors import decode_image
+from model.images import ImageFormat
 
 BLOCK_SIZE = 4096
 

@@ -20,7 +20,7 @@ RATES = (1e3, 1e4, 1e5, 1e6, 1e7)
 WIDTH = 120
 
 
-def capacity_command(
+def capacity(
     curve: Annotated[Path, typer.Option(help="What one replica was measured to take (tests.benchmarks.capacity).")],
     rate: Annotated[
         list[float] | None, typer.Option(help="Images a second in all; may be repeated. [default: 1e3 to 1e7]")

@@ -21,8 +21,6 @@ from service.client.client import Client
 from service.client.common import DEFAULT_URL
 from service.client.errors import InputError
 
-app = typer.Typer()
-
 FILES_AT_ONCE = 64
 SOME_FAILED = 1
 COLUMNS = ("image", "label", "class_index", "probability", "log_likelihood", "p_value", "flagged", "error")
@@ -30,7 +28,6 @@ Row = dict[str, Any]
 Write = Callable[[list[Row]], object]
 
 
-@app.command()
 def predict(
     paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Image files or folders of them.")],
     url: Annotated[str, typer.Option(help="Address of the service.", envvar="LGM_URL")] = DEFAULT_URL,

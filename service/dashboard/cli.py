@@ -5,13 +5,10 @@ from typing import Annotated
 
 import typer
 
-from detectors.bundle import SHIPPED_BUNDLE
+from detectors.shipped import SHIPPED_BUNDLE
 from service.client.common import DEFAULT_URL
 
-app = typer.Typer()
 
-
-@app.command()
 def dashboard(
     url: Annotated[str, typer.Option(help="Address of the service.", envvar="LGM_URL")] = DEFAULT_URL,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",

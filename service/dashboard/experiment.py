@@ -22,7 +22,8 @@ from detectors.perturbation import bim, fgsm
 from detectors.projection import Plane, ellipses_of, plane_through
 from model.data import to_unit
 from model.errors import LGMGuardError
-from model.images import ImageFormat, decode_image
+from model.image_tensors import decode_image
+from model.images import ImageFormat
 from service.dashboard.findings import (
     QUESTION,
     ClassEllipse,

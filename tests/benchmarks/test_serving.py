@@ -14,7 +14,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from model.images import ImageFormat, decode_image
+from model.image_tensors import decode_image
+from model.images import ImageFormat
 from tests.benchmarks.serving import forms, tables, wrk
 from tests.benchmarks.serving.asked import judge
 from tests.benchmarks.serving.errors import WrkError

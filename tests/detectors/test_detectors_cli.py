@@ -9,12 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from detectors import BundleError, CalibrationError, Screener, load_bundle
-from detectors.cli import app
+from detectors import Screener, load_bundle
 from detectors.manifest import CARD, DataSplit, load_manifest
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.data import load_splits
-from model.errors import CheckpointError, ConfigurationError, DataError, LGMGuardError
+from service.cli import app
 from tests.conftest import SEED
 
 
@@ -22,10 +21,13 @@ def invoke(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def refused(*arguments: object) -> LGMGuardError:
-    error = invoke(*arguments).exception
-    assert isinstance(error, LGMGuardError), error
-    return error
+def refused(*arguments: object) -> str:
+    """The one line that says why not, after whatever progress was shown."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith("error: ")
+    return line
 
 
 @pytest.fixture(scope="module")
@@ -99,30 +101,28 @@ def test_the_card_names_its_commands_and_how_it_was_made(fitted: tuple[Path, Res
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "said"),
+    ("arguments", "said"),
     [
-        (["--false-alarm-rate", "0.0001"], CalibrationError, "needs at least 9999"),
-        (["--false-alarm-rate", "1.5"], CalibrationError, r"must lie in \(0, 1\)"),
-        (["--abnormal", "nose"], DataError, "neither noise, inverted"),
-        (["--data", "imagenet"], ConfigurationError, "name: .*image-folder"),
-        (["--data", "mnist", "--data-dir", "/nowhere"], DataError, "LGM_DATA_DIR"),
-        (["--device", "toaster"], ConfigurationError, "'toaster' is not known"),
-        (["--detectors", "likelihod"], ConfigurationError, "unknown detector 'likelihod'; there are likelihood, "),
+        (["--false-alarm-rate", "0.0001"], "needs at least 9999"),
+        (["--false-alarm-rate", "1.5"], r"must lie in \(0, 1\)"),
+        (["--abnormal", "nose"], "neither noise, inverted"),
+        (["--data", "imagenet"], "name: .*image-folder"),
+        (["--data", "mnist", "--data-dir", "/nowhere"], "LGM_DATA_DIR"),
+        (["--device", "toaster"], "'toaster' is not known"),
+        (["--detectors", "likelihod"], "unknown detector 'likelihod'; there are likelihood, "),
         (
             ["--beside", "layers"],
-            ConfigurationError,
             "each named once, got .*, margin, layers",
         ),
-        (["--detectors", ""], ConfigurationError, "at least one"),
+        (["--detectors", ""], "at least one"),
     ],
 )
 def test_fit_refuses_what_it_cannot_do_and_leaves_nothing(
-    digits_run: Path, tmp_path: Path, arguments: list[str], kind: type[Exception], said: str
+    digits_run: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
     rate = [] if "--false-alarm-rate" in arguments else ["--false-alarm-rate", "0.05"]
     error = refused("fit", digits_run, "--output", tmp_path / "bundle", *rate, *arguments)
-    assert isinstance(error, kind)
-    assert re.search(said, str(error)), error
+    assert re.search(said, error), error
     assert not (tmp_path / "bundle").exists()
 
 
@@ -139,23 +139,21 @@ def test_fit_takes_other_detectors_and_others_beside_the_verdict(digits_run: Pat
 
 def test_fit_names_an_unknown_abnormal_set_before_it_reads_the_checkpoint(tmp_path: Path) -> None:
     error = refused("fit", tmp_path / "none", "--output", tmp_path / "bundle", "--abnormal", "nose")
-    assert "neither noise, inverted" in str(error)
+    assert "neither noise, inverted" in error
 
 
 def test_fit_refuses_an_output_before_it_even_reads_the_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     error = refused("fit", tmp_path / "none", "--output", tmp_path)
-    assert isinstance(error, BundleError)
-    assert "is not empty" in str(error)
+    assert "is not empty" in error
 
 
 def test_fit_refuses_a_missing_and_an_unfinished_checkpoint(digits_checkpoint: Checkpoint, tmp_path: Path) -> None:
-    assert "no checkpoint there" in str(refused("fit", tmp_path / "none", "--output", tmp_path / "bundle"))
+    assert "no checkpoint there" in refused("fit", tmp_path / "none", "--output", tmp_path / "bundle")
     values = {field: getattr(digits_checkpoint, field) for field in digits_checkpoint.__slots__}
     save_checkpoint(Checkpoint(**{**values, "epoch": 3, "test_accuracy": None}), tmp_path / FILE_NAME)
     error = refused("fit", tmp_path, "--output", tmp_path / "bundle")
-    assert isinstance(error, CheckpointError)
-    assert "stopped after epoch 3 of 6" in str(error)
+    assert "stopped after epoch 3 of 6" in error
 
 
 @pytest.mark.parametrize("ending", [".csv", ".parquet"])
@@ -205,36 +203,32 @@ def test_screen_brings_a_folder_of_classes_to_the_bundle_s_channels(digits_bundl
 
 
 @pytest.mark.parametrize(
-    ("arguments", "kind", "said"),
+    ("arguments", "said"),
     [
-        ([], ConfigurationError, "name either image files and folders, or a data set"),
-        (["{folder}", "--data", "digits"], ConfigurationError, "name either"),
-        (["{folder}/none.png"], DataError, "does not exist"),
-        (["{folder}", "--output", "{folder}/judged.txt"], DataError, r"must end in \.csv or \.parquet"),
-        (["{folder}", "--output", "{folder}/none/judged.csv"], DataError, "is not a folder"),
-        (["{folder}", "--device", "cuda:99"], ConfigurationError, "is not there"),
-        (["--data", "mnist", "--data-dir", "/nowhere"], DataError, "LGM_DATA_DIR"),
+        ([], "name either image files and folders, or a data set"),
+        (["{folder}", "--data", "digits"], "name either"),
+        (["{folder}/none.png"], "does not exist"),
+        (["{folder}", "--output", "{folder}/judged.txt"], r"must end in \.csv or \.parquet"),
+        (["{folder}", "--output", "{folder}/none/judged.csv"], "is not a folder"),
+        (["{folder}", "--device", "cuda:99"], "is not there"),
+        (["--data", "mnist", "--data-dir", "/nowhere"], "LGM_DATA_DIR"),
     ],
 )
-def test_screen_refuses_what_it_cannot_do(
-    digits_bundle: Path, folder: Path, arguments: list[str], kind: type[Exception], said: str
-) -> None:
+def test_screen_refuses_what_it_cannot_do(digits_bundle: Path, folder: Path, arguments: list[str], said: str) -> None:
     before = sorted(folder.iterdir())
     error = refused("screen", digits_bundle, *(argument.format(folder=folder) for argument in arguments))
-    assert isinstance(error, kind)
-    assert re.search(said, str(error)), error
+    assert re.search(said, error), error
     assert sorted(folder.iterdir()) == before
 
 
 def test_screen_refuses_an_output_before_it_loads_the_bundle(tmp_path: Path, folder: Path) -> None:
     error = refused("screen", tmp_path / "none", folder, "--output", tmp_path / "judged.txt")
-    assert isinstance(error, DataError)
+    assert "must end in .csv or .parquet" in error
 
 
 def test_screen_refuses_a_changed_bundle(tmp_path: Path, folder: Path) -> None:
     error = refused("screen", tmp_path, folder)
-    assert isinstance(error, BundleError)
-    assert "bundle.json cannot be read" in str(error)
+    assert "bundle.json cannot be read" in error
 
 
 @pytest.mark.data
@@ -243,7 +237,7 @@ def test_screen_refuses_a_data_set_of_another_shape_and_leaves_no_file(
 ) -> None:
     output = tmp_path / "judged.csv"
     error = refused("screen", digits_bundle, "--data", "mnist", "--data-dir", data_directory, "--output", output)
-    assert "must have shape (n >= 1, 1, 8, 8)" in str(error)
+    assert "must have shape (n >= 1, 1, 8, 8)" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -270,7 +264,7 @@ def test_describe_tells_a_person(digits_bundle: Path, digits_run: Path, digits_s
 
 
 def test_describe_refuses_what_is_neither(tmp_path: Path) -> None:
-    assert isinstance(refused("describe", tmp_path), CheckpointError)
+    assert "no checkpoint there" in refused("describe", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from detectors import load_bundle
-from detectors.cli import app
 from detectors.manifest import CARD
 from model.checkpoint import load_checkpoint
 from model.config import load_config
 from model.data import load_splits, to_unit
 from model.train import train
 from model.training_log import Silent
+from service.cli import app
 
 CONFIG = Path(__file__).parents[2] / "model" / "configs" / "digits.toml"
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.errors import ImageError
-from model.images import FORMATS, ImageFormat, ImageSizeError, decode_image, native_format
+from model.image_tensors import decode_image
+from model.images import FORMATS, ImageFormat, ImageSizeError, native_format
 
 GREY = ImageFormat(shape=(1, 6, 8))
 COLOUR = ImageFormat(shape=(3, 6, 8))

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from model.errors import DataError
 from service import cli
-from service.cli import OneLineErrors, app
+from service.cli import COMMANDS, Commands, app
 from service.settings import Settings, option
 from tests.bundles import changed, with_other_scores
 from tests.server import TIMEOUT, Server
@@ -50,10 +50,42 @@ def test_help_shows_every_setting_with_default_and_variable():
     assert "flag|withhold" in text
 
 
-def test_the_rooms_commands_stand_beside_serve():
-    text = runner.invoke(app, ["--help"]).stdout
-    for command in ("train", "fit", "screen", "describe", "export", "serve", "predict"):
-        assert command in text
+def test_the_help_names_every_command_with_a_whole_line():
+    lines = [" ".join(line.split()) for line in runner.invoke(app, ["--help"]).stdout.splitlines()]
+    assert [line for name, command in COMMANDS.items() if (line := f"{name} {command.help}") not in lines] == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_tells_of_itself(name):
+    answer = runner.invoke(app, [name, "--help"])
+    assert answer.exit_code == 0, answer.output
+    assert answer.stdout.startswith(f"Usage: lgm {name}")
+
+
+def test_an_unknown_command_is_named():
+    answer = runner.invoke(app, ["trian"])
+    assert (answer.exit_code, answer.stdout) == (2, "")
+    assert "No such command 'trian'" in answer.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "--version",
+        "--help",
+        "serve --help",
+        "predict x.png",
+        "keys list --file none",
+        "quarantine --help",
+        "capacity --help",
+    ],
+)
+def test_what_needs_no_torch_does_not_wait_for_it(arguments, tmp_path):
+    code = "import sys; sys.modules['torch'] = None; sys.argv[0] = 'lgm'; from service.command import main; main()"
+    command = [sys.executable, "-c", code, *arguments.split()]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False, cwd=tmp_path)
+    assert "Traceback" not in finished.stderr
+    assert finished.stdout or finished.stderr.startswith("error: ")
 
 
 def test_version():
@@ -163,7 +195,7 @@ def test_errors_of_every_command_are_one_line():
 
 
 def test_a_message_of_several_lines_becomes_one():
-    command = cli.typer.Typer(cls=OneLineErrors)
+    command = cli.typer.Typer(cls=Commands)
 
     @command.callback()
     def main() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from detectors import Screener, Verdicts, load_bundle
 from model.data import to_unit
-from model.images import decode_image
+from model.image_tensors import decode_image
 
 BUNDLE, THREADS, WORKERS = "LGM_BENCHMARK_BUNDLE", "LGM_BENCHMARK_THREADS", "LGM_BENCHMARK_WORKERS"
 PNG_SIGNATURE = b"\x89PNG"

@@ -12,12 +12,10 @@ from typer.testing import CliRunner
 
 from detectors import SHIPPED_BUNDLE, Screener
 from detectors.bulk import find_files, screen_files
-from detectors.cli import app
 from detectors.distributed import cluster as ray_of
-from detectors.distributed.cluster import ClusterError
 from model.checkpoint import Checkpoint
 from model.data import load_splits
-from model.errors import ConfigurationError
+from service.cli import app
 from tests.detectors.distributed.commands import Command
 from tests.ray_cluster import RayCluster
 
@@ -48,26 +46,24 @@ def test_without_ray_the_extra_is_named(
     digits_bundle: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_of, "find_spec", lambda name: None)
-    error = invoke(digits_bundle, images, "--engine", "ray", "--output", tmp_path / "out").exception
-    assert isinstance(error, ConfigurationError)
-    assert str(error) == "this needs ray: pip install 'lgm-guard[scale]'"
+    error = invoke(digits_bundle, images, "--engine", "ray", "--output", tmp_path / "out").stderr
+    assert error.endswith("error: this needs ray: pip install 'lgm-guard[scale]'\n")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("address", "kind", "said"),
+    ("address", "said"),
     [
-        ("127.0.0.1:9", ClusterError, "no Ray cluster answers at 127.0.0.1:9"),
-        ("ray://head:10001", ConfigurationError, "must be HOST:PORT of the head node"),
-        ("head", ConfigurationError, "must be HOST:PORT of the head node"),
+        ("127.0.0.1:9", "no Ray cluster answers at 127.0.0.1:9"),
+        ("ray://head:10001", "must be HOST:PORT of the head node"),
+        ("head", "must be HOST:PORT of the head node"),
     ],
 )
 def test_a_cluster_that_is_not_there_is_named(
-    digits_bundle: Path, images: Path, tmp_path: Path, address: str, kind: type[Exception], said: str
+    digits_bundle: Path, images: Path, tmp_path: Path, address: str, said: str
 ) -> None:
-    error = invoke(digits_bundle, images, "--engine", "ray", "--output", tmp_path, "--address", address).exception
-    assert isinstance(error, kind)
-    assert said in str(error)
+    error = invoke(digits_bundle, images, "--engine", "ray", "--output", tmp_path, "--address", address).stderr
+    assert said in error
 
 
 @pytest.mark.parametrize(
@@ -81,9 +77,8 @@ def test_a_cluster_that_is_not_there_is_named(
 def test_options_that_do_not_go_together_are_refused(
     digits_bundle: Path, images: Path, arguments: tuple[str, ...], said: str
 ) -> None:
-    error = invoke(digits_bundle, images, *arguments).exception
-    assert isinstance(error, ConfigurationError)
-    assert said in str(error)
+    error = invoke(digits_bundle, images, *arguments).stderr
+    assert said in error
 
 
 def invoke(bundle: Path, images: Path, *arguments: object):

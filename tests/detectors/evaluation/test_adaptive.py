@@ -18,7 +18,7 @@ from detectors.fusion import Fusion, Surprise
 from detectors.likelihood import LikelihoodDetector
 from model.checkpoint import Checkpoint
 from model.data import load_splits, to_unit
-from model.images import decode_image
+from model.image_tensors import decode_image
 
 EPS = {"linf": 0.1, "l2": 0.6}
 LARGE_EPS = {"linf": 0.15, "l2": 0.6}

@@ -11,7 +11,8 @@ from PIL import Image
 from detectors import SHIPPED_BUNDLE
 from detectors.perturbation import fgsm
 from model.errors import ImageError
-from model.images import ImageFormat, decode_image
+from model.image_tensors import decode_image
+from model.images import ImageFormat
 from service.dashboard.experiment import _answer, perform
 from service.dashboard.findings import Experiment, Refusal, Samples, SamplesWanted
 from tests.e2e.test_readmes import REPOSITORY

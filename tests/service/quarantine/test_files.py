@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from model.images import ImageFormat, decode_image
+from model.image_tensors import decode_image
+from model.images import ImageFormat
 from service.decoding import Limits, decode_file
 from service.quarantine.files import NPY, PNG, picture_of, read_image, write_image
 from tests.service.quarantine.conftest import noise
