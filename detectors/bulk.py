@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from detectors.screener import Screener, Verdicts
-from model.data import ImageSet, to_unit
 from model.errors import DataError, ImageError
 from model.image_files import image_files
+from model.image_set import ImageSet, to_unit
 from model.image_tensors import read_image
 
 CHUNK = 256

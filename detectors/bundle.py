@@ -37,8 +37,8 @@ from detectors.manifest import (
 )
 from detectors.screener import Reference, Screener
 from model.config import MixtureConfig, NetworkConfig
-from model.data import to_unit
 from model.errors import BundleError, LGMGuardError
+from model.image_set import to_unit
 from model.images import ImageFormat
 from model.network import Network
 

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from detectors.base import Evidence, gather_evidence
-from model.data import ImageSet, to_unit
+from model.image_set import ImageSet, to_unit
 from model.network import Network
 
 BATCH_SIZE = 256

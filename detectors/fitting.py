@@ -16,8 +16,9 @@ from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
-from model.data import ImageSet, Splits, join, load_splits
+from model.data import Splits, load_splits
 from model.errors import CalibrationError, CheckpointError, DataError
+from model.image_set import ImageSet, join
 
 NUM_FITTING_IMAGES = 20_000  # of the training set, drawn anew by the seed; more change no figure that we print
 SURPRISE_SHARE = 0.2  # of the calibration images: a few quantiles need fewer than the verdict's promise does

@@ -12,9 +12,10 @@ from torch import Tensor
 from detectors.evidence_batches import batches
 from detectors.screener import Screener, Verdicts
 from model.config import DataConfig, parse_data_config
-from model.data import ImageSet, load_splits
+from model.data import load_splits
 from model.errors import DataError
 from model.image_files import image_files
+from model.image_set import ImageSet
 from model.image_tensors import read_image
 from model.images import ImageFormat
 

@@ -11,8 +11,8 @@ from detectors.base import Detector, Evidence, gather_evidence
 from detectors.calibration import ConformalCalibration
 from detectors.fusion import Fusion, combine, stack_rows
 from model import gaussian
-from model.data import to_unit
 from model.errors import BundleError, ImageError
+from model.image_set import to_unit
 from model.images import ImageFormat
 from model.network import Network
 

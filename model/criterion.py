@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import Checkpoint, load_checkpoint
-from model.data import ImageSet, to_unit
 from model.errors import CheckpointError, ConfigurationError
+from model.image_set import ImageSet, to_unit
 from model.loss_config import LossConfig, build_schedule
 from model.losses.base import RivalLoss
 from model.losses.distillation import DistillationLoss

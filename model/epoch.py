@@ -17,9 +17,9 @@ from model.adversarial import attacked
 from model.augmentation import augment
 from model.config import Config
 from model.criterion import Criterion, Predictor, learned_beside, predictor_of, show
-from model.data import ImageSet, to_unit
 from model.devices import ALONE, Devices
 from model.errors import DivergenceError
+from model.image_set import ImageSet, to_unit
 from model.network import Network
 from model.optimizer import clip_gradient, learning_rate, set_learning_rate
 from model.parallel import Embed

@@ -11,10 +11,11 @@ from model.batch_norm import joined
 from model.checkpoint import Checkpoint, build_network
 from model.config import Config
 from model.criterion import Criterion, build_criterion, learned_beside
-from model.data import ImageSet, Splits, to_unit
+from model.data import Splits
 from model.devices import Devices
 from model.epoch import steps_per_epoch
 from model.errors import ConfigurationError
+from model.image_set import ImageSet, to_unit
 from model.losses.base import RivalLoss
 from model.mixture import GaussianMixture
 from model.network import Network

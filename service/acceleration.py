@@ -8,8 +8,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from detectors import Screener
 from model.backbones import Backbone
-from model.data import to_unit
 from model.errors import BundleError
+from model.image_set import to_unit
 
 Precision = Literal["float32", "bfloat16"]
 Compiler = Literal["none", "inductor"]

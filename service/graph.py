@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from detectors import Screener
-from model.data import to_unit
+from model.image_set import to_unit
 
 logger = logging.getLogger(__name__)
 

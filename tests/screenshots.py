@@ -21,7 +21,8 @@ from torch import Tensor
 from detectors import SHIPPED_BUNDLE, load_bundle
 from detectors.perturbation import fgsm
 from model.config import DataConfig
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from tests.e2e.browser import Watched, chromium
 from tests.server import Server
 

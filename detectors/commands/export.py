@@ -8,7 +8,8 @@ import typer
 from detectors.bundle import load_bundle
 from detectors.commands.options import Bundle, DataDirectory, data_for
 from detectors.manifest import load_manifest
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 
 def export(

@@ -26,7 +26,8 @@ from model import gaussian
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
 from model.criterion import Classifier, Criterion, classifier_of, fit_gaussians, restore_criterion
-from model.data import ImageSet, Splits, digest_of, load_splits, to_unit, unseen_classes
+from model.data import Splits, load_splits, unseen_classes
+from model.image_set import ImageSet, digest_of, to_unit
 from model.losses.base import RivalLoss
 from model.mixture import GaussianMixture
 from model.network import Network

@@ -18,8 +18,9 @@ from detectors.manifest import Manifest, load_manifest
 from detectors.measuring import abnormal_images, foreign_images
 from detectors.screener import Screener
 from model.config import DataConfig
-from model.data import ImageSet, digest_of, load_splits, to_unit
+from model.data import load_splits
 from model.errors import DataError
+from model.image_set import ImageSet, digest_of, to_unit
 from model.images import ImageFormat
 
 TestSet = ImageSet | StoredSet

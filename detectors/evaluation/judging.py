@@ -20,7 +20,7 @@ from detectors.evaluation.parts import FUSED, Part
 from detectors.evaluation.settings import Task
 from detectors.evaluation.surroundings import hardware
 from detectors.screener import Screener, Verdicts
-from model.data import to_unit
+from model.image_set import to_unit
 
 NUM_MISSES = 6
 Say = dict[str, tuple[np.ndarray, np.ndarray]]

@@ -141,7 +141,7 @@ class StoredImages:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredSet:
-    """What `model.data.ImageSet` is, of images that are not held."""
+    """What `model.image_set.ImageSet` is, of images that are not held."""
 
     images: StoredImages
     labels: Tensor

@@ -11,8 +11,8 @@ from torch import Tensor
 from detectors.export.formats import Run
 from detectors.export.graph import Answers
 from detectors.screener import Screener, Verdicts
-from model.data import to_unit
 from model.errors import BundleError, ExportError
+from model.image_set import to_unit
 
 BATCH_SIZES = (1, 7, 64)
 LIKELIHOOD_TOLERANCE = 1e-4  # relative, to at least one nat

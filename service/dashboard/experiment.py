@@ -20,8 +20,8 @@ from torch import Tensor
 from detectors import Screener, Verdicts, load_bundle
 from detectors.perturbation import bim, fgsm
 from detectors.projection import Plane, ellipses_of, plane_through
-from model.data import to_unit
 from model.errors import LGMGuardError
+from model.image_set import to_unit
 from model.image_tensors import decode_image
 from model.images import ImageFormat
 from service.dashboard.findings import (

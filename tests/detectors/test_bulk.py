@@ -13,8 +13,9 @@ from PIL import Image
 from detectors import Screener
 from detectors.bulk import CHUNK, check_output, find_files, row_writer, screen_files, screen_set
 from model.checkpoint import Checkpoint
-from model.data import ImageSet, load_splits
+from model.data import load_splits
 from model.errors import DataError
+from model.image_set import ImageSet
 
 COLUMNS = ["image", "label", "class_index", "probability", "log_likelihood", "p_value", "flagged"]
 

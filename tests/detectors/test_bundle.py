@@ -25,7 +25,8 @@ from detectors.bundle import (
     save_bundle,
 )
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.images import ImageFormat
 
 FILES = [MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD]

@@ -10,7 +10,8 @@ from torch import Tensor
 from detectors.base import Evidence, gather_evidence
 from detectors.consistency import BLUR_DEVIATION, FLOOR, ConsistencyDetector, small_changes
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.network import Network
 
 

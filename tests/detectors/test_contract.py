@@ -10,7 +10,8 @@ from detectors.evidence_batches import EvidenceBatches
 from detectors.known import KNOWN_DETECTORS
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.network import Network
 
 

@@ -13,8 +13,9 @@ from detectors.fitting import fit_screener
 from detectors.measuring import abnormal_images, foreign_images, measure, rate
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
-from model.data import ImageSet, Splits, join, load_splits
+from model.data import Splits, load_splits
 from model.errors import CheckpointError, DataError
+from model.image_set import ImageSet, join
 from model.images import ImageFormat
 from model.network import Network
 

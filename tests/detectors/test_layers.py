@@ -12,7 +12,8 @@ from detectors.base import Evidence, gather_evidence
 from detectors.evidence_batches import EvidenceBatches
 from detectors.layers import RIDGE, LayersDetector
 from model.checkpoint import Checkpoint
-from model.data import ImageSet, load_splits, to_unit
+from model.data import load_splits
+from model.image_set import ImageSet, to_unit
 from model.network import Network
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from detectors import Screener
 from detectors.calibration import ConformalCalibration
 from detectors.recalibration import Judged, extend, flagged, judge, recalibrate, thresholds
-from model.data import to_unit
 from model.errors import CalibrationError
+from model.image_set import to_unit
 
 RATE = 0.05
 

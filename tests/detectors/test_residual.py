@@ -11,8 +11,9 @@ from detectors.base import Evidence, gather_evidence
 from detectors.evidence_batches import EvidenceBatches
 from detectors.residual import HIGH_PASS, KNEE, ResidualDetector, add_noise
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
 from model.errors import CalibrationError
+from model.image_set import to_unit
 from model.network import Network
 
 CPU = torch.device("cpu")

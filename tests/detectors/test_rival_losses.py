@@ -9,7 +9,8 @@ from detectors import load_bundle
 from detectors.manifest import CARD
 from model.checkpoint import load_checkpoint
 from model.config import load_config
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.train import train
 from model.training_log import Silent
 from service.cli import app

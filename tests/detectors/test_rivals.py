@@ -20,7 +20,8 @@ from detectors.knn import KNNDetector
 from detectors.lid import LIDDetector
 from detectors.mahalanobis import RIDGE, MahalanobisDetector
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from tests.detectors.synthetic import generator
 
 RIVALS: list[type[Detector]] = [

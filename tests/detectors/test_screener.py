@@ -10,7 +10,8 @@ from detectors import BundleError, ImageError, Screener
 from detectors.bundle import load_bundle
 from detectors.screener import check_images
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 
 @pytest.fixture(scope="module")

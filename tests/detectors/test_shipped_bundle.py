@@ -9,7 +9,8 @@ from detectors import ROBUST_BUNDLE, SHIPPED_BUNDLE, Screener, Verdicts, load_bu
 from detectors.known import DEFAULT_DETECTORS
 from detectors.manifest import CARD, load_manifest
 from model.config import DataConfig
-from model.data import ImageSet, load_splits, to_unit
+from model.data import load_splits
+from model.image_set import ImageSet, to_unit
 
 NUM_IMAGES = 2_000
 LEAST_ACCURACY = {SHIPPED_BUNDLE: 0.995, ROBUST_BUNDLE: 0.985}

@@ -11,8 +11,9 @@ from detectors.base import Evidence, gather_evidence
 from detectors.evidence_batches import EvidenceBatches
 from detectors.squeezing import FeatureSqueezingDetector, median_filter, reduce_bits
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
 from model.errors import CalibrationError
+from model.image_set import to_unit
 from model.network import Activations, Network
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from detectors import Screener
 from model.config import parse_data_config
-from model.data import ImageSet, load_splits, to_unit
+from model.data import load_splits
+from model.image_set import ImageSet, to_unit
 from tests.server import TIMEOUT
 
 pytestmark = pytest.mark.data

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from detectors import Screener
-from model.data import to_unit
+from model.image_set import to_unit
 from tests.server import Server
 
 DEPLOY = Path(__file__).parents[2] / "deploy"

@@ -12,7 +12,8 @@ from PIL import Image
 
 from detectors import Screener
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from tests.server import TIMEOUT, Server
 
 REPOSITORY = Path(__file__).parents[2]

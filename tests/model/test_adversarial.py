@@ -10,7 +10,8 @@ from model.adversarial import attacked, ramp
 from model.backbones import Backbone, build_backbone
 from model.checkpoint import Checkpoint
 from model.config import AdversarialConfig, Config, MixtureConfig, NetworkConfig, parse_config
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.network import Network
 from model.train import train
 from model.training_log import Report, Silent

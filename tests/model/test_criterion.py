@@ -10,9 +10,10 @@ import torch
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.config import Config, dump_config, parse_config
 from model.criterion import fit_gaussians, predictor_of, restore_criterion
-from model.data import load_splits, to_unit
+from model.data import load_splits
 from model.epoch import accuracy
 from model.errors import CheckpointError, ConfigurationError
+from model.image_set import to_unit
 from model.losses.known import GAUSSIAN, LOSSES, RIVALS
 from model.network import Network
 from model.overrides import with_loss

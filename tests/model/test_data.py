@@ -7,9 +7,10 @@ import torch
 from PIL import Image
 
 from model.config import DataConfig
-from model.data import ImageSet, join, load_splits, to_unit, unseen_classes
+from model.data import load_splits, unseen_classes
 from model.errors import DataError, ImageError
 from model.image_files import image_files
+from model.image_set import ImageSet, join, to_unit
 from model.image_tensors import read_image
 from model.images import ImageFormat
 

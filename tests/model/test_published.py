@@ -11,8 +11,8 @@ import model
 from model.checkpoint import build_network
 from model.config import load_config
 from model.criterion import build_criterion
-from model.data import ImageSet
 from model.epoch import train_epoch
+from model.image_set import ImageSet
 from model.images import ImageFormat
 from model.loss_config import build_schedule
 from model.optimizer import build_optimizer, learning_rate

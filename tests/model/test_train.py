@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
-from model.data import ImageSet, Splits, load_splits, to_unit
+from model.data import Splits, load_splits
 from model.epoch import accuracy
 from model.errors import CheckpointError, ConfigurationError
+from model.image_set import ImageSet, to_unit
 from model.images import ImageFormat
 from model.train import check_fit, select_device, train
 from model.training_log import RunLog, Silent

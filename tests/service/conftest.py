@@ -15,7 +15,8 @@ from torch import Tensor
 
 from detectors import Screener
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from service.app import create_app
 from service.runtime import Runtime
 from service.settings import Settings, load_settings

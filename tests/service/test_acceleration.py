@@ -11,8 +11,8 @@ from torch import nn
 from detectors import Screener, load_bundle
 from detectors.known import KNOWN_DETECTORS
 from model.backbones import BACKBONES, build_backbone
-from model.data import to_unit
 from model.errors import BundleError
+from model.image_set import to_unit
 from service.acceleration import accelerate, check_low_precision, fold_batch_norms
 from service.devices import powers_of_two, resolve_devices
 from service.errors import InferenceError, SettingsError

@@ -19,7 +19,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 from tritonclient.utils import InferenceServerException
 
-from model.data import to_unit
+from model.image_set import to_unit
 from service.errors import SettingsError
 from service.inference_protocol.grpc_server import listen
 from service.key_file import append_key

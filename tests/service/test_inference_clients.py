@@ -14,7 +14,7 @@ import tritonclient.grpc
 import tritonclient.http
 from tritonclient.utils import InferenceServerException
 
-from model.data import to_unit
+from model.image_set import to_unit
 from service.inference_protocol.outputs import OUTPUTS
 from tests.server import TIMEOUT, Server
 

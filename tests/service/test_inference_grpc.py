@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as triton_messages
 
-from model.data import to_unit
+from model.image_set import to_unit
 from service import errors
 from service.engine import Engine
 from service.inference_protocol import messages

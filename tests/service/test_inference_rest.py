@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from model.data import to_unit
+from model.image_set import to_unit
 from service.inference_protocol.outputs import DTYPES, OUTPUTS
 from service.inference_protocol.schemas import InferenceResponse, ModelMetadata
 from tests.service.conftest import workers_held

@@ -6,7 +6,7 @@ import zlib
 import pytest
 import torch
 
-from model.data import to_unit
+from model.image_set import to_unit
 from service.schemas import PredictResponse
 
 URL = "/v1/predict"

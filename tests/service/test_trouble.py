@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 import numpy as np
 import pytest
 
-from model.data import to_unit
+from model.image_set import to_unit
 from service.errors import InferenceError, InvalidInputError, OverloadedError
 from tests.service.conftest import workers_held
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from model.data import to_unit
+from model.image_set import to_unit
 
 BOUNDARY = "lgm-benchmark"
 HEADER_LENGTH = "Inference-Header-Content-Length"

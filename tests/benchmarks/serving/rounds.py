@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from detectors import Screener
-from model.data import to_unit
+from model.image_set import to_unit
 from tests.benchmarks.serving import wrk
 from tests.benchmarks.serving.contenders import BATCH, Contender, Setting
 from tests.benchmarks.serving.errors import WrongAnswerError

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detectors import Screener, Verdicts, load_bundle
-from model.data import to_unit
+from model.image_set import to_unit
 from model.image_tensors import decode_image
 
 BUNDLE, THREADS, WORKERS = "LGM_BENCHMARK_BUNDLE", "LGM_BENCHMARK_THREADS", "LGM_BENCHMARK_WORKERS"

@@ -11,7 +11,7 @@ from detectors.comparison.planning import Run, plan, training_folder
 from detectors.comparison.settings import load_comparison
 from model.checkpoint import FILE_NAME, Checkpoint, build_network, save_checkpoint
 from model.criterion import Criterion, build_criterion, learned_beside
-from model.data import ImageSet
+from model.image_set import ImageSet
 from model.images import ImageFormat
 from model.losses.base import RivalLoss
 from model.losses.known import LOSSES

@@ -23,8 +23,9 @@ from detectors.comparison.summaries import summarise
 from model.checkpoint import load_checkpoint
 from model.config import DataConfig
 from model.criterion import restore_criterion
-from model.data import Splits, load_splits, to_unit
+from model.data import Splits, load_splits
 from model.errors import CheckpointError, ConfigurationError, ImageError, LGMGuardError
+from model.image_set import to_unit
 
 COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
 TOML = """

@@ -23,8 +23,9 @@ from detectors.evaluation.settings import EvaluationError, Settings
 from detectors.evaluation.stored import Columns, StoredImages, StoredSet, stored_set
 from detectors.evaluation.watcher import Silent
 from model.checkpoint import Checkpoint
-from model.data import ImageSet, load_splits
+from model.data import load_splits
 from model.errors import DataError
+from model.image_set import ImageSet
 from model.images import ImageFormat
 
 NUM_IMAGES = 60

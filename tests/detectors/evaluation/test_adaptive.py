@@ -17,7 +17,8 @@ from detectors.evaluation.threat import BUDGET_TOLERANCE, perturbation_norm
 from detectors.fusion import Fusion, Surprise
 from detectors.likelihood import LikelihoodDetector
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.image_tensors import decode_image
 
 EPS = {"linf": 0.1, "l2": 0.6}

@@ -15,7 +15,8 @@ from detectors.evaluation.attacks import ATTACKS, AttackError, AttackSpec, check
 from detectors.evaluation.threat import BUDGET_TOLERANCE, confine, perturbation_norm, random_start, undisturbed
 from model.checkpoint import Checkpoint
 from model.config import MixtureConfig, NetworkConfig
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from model.network import Network
 
 EPS = {"linf": 0.15, "l2": 0.8, "none": None}

@@ -27,8 +27,8 @@ from detectors.evaluation.settings import EvaluationError, Settings, Task, plan
 from detectors.evaluation.summaries import over_seeds, worst_cases
 from detectors.evaluation.table import cells
 from detectors.evaluation.watcher import Silent
-from model.data import to_unit
 from model.errors import BundleError, DataError, LGMGuardError
+from model.image_set import to_unit
 from tests.detectors.evaluation.conftest import SETTINGS, Finished
 
 SCHEMA = {

@@ -14,7 +14,8 @@ from detectors.evaluation.attack_checks import check_attacks
 from detectors.evaluation.checks import Check
 from detectors.evaluation.rows import Measured
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 Outcome = Callable[..., Measured]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from detectors.evaluation.attacks import AttackError
 from detectors.evaluation.corruptions import CORRUPTIONS, Corruption, corrupt, gaussian_blur, rotation, translation
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 
 @pytest.fixture(scope="module")

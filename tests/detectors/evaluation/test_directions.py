@@ -11,7 +11,8 @@ from detectors.evaluation.attacks import AttackError
 from detectors.evaluation.directions import Moment, margin_loss, unit, without_part_along
 from detectors.evaluation.hunt import Look, look_at
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,9 @@ from detectors.manifest import DataSplit, load_manifest
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
-from model.data import join, load_splits
+from model.data import load_splits
 from model.errors import ConfigurationError, LGMGuardError
+from model.image_set import join
 from tests.detectors.evaluation.test_report import Page
 
 

@@ -6,7 +6,8 @@ from detectors import Screener
 from detectors.evaluation.hunt import Hunt, look_at
 from detectors.evaluation.random_search import random_search, window_share
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 
 @pytest.fixture(scope="module")

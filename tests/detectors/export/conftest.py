@@ -8,7 +8,8 @@ from detectors import Screener
 from detectors.fitting import fit_screener
 from detectors.known import KNOWN_DETECTORS
 from model.checkpoint import Checkpoint
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 
 
 @pytest.fixture(scope="session")

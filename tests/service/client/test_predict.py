@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from detectors import Screener
-from model.data import to_unit
+from model.image_set import to_unit
 from service.client import FailedPrediction, Model, Prediction, ProblemError
 from tests.server import Server
 from tests.service.client.conftest import Ask

@@ -10,7 +10,8 @@ from torch import Tensor
 from detectors import SHIPPED_BUNDLE, Screener
 from detectors.manifest import load_manifest
 from model.config import parse_data_config
-from model.data import load_splits, to_unit
+from model.data import load_splits
+from model.image_set import to_unit
 from service.judgements import Judgements
 from service.monitoring.baseline import load_baseline
 from service.monitoring.model_watch import Findings, ModelWatch
