@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from detectors.comparison.carrying_out import FAILED, carry_out
-from detectors.comparison.cli import app
+from detectors.comparison.cli import compare
 from detectors.comparison.judging import Row, _victim, judge, look, with_fitted_gaussians
 from detectors.comparison.pictures import LARGEST_FILE
 from detectors.comparison.planning import Run, plan, training_folder
@@ -26,6 +26,7 @@ from model.criterion import restore_criterion
 from model.data import Splits, load_splits
 from model.errors import CheckpointError, ConfigurationError, ImageError, LGMGuardError
 from model.image_set import to_unit
+from tests.commands import alone
 
 COMPARISONS = Path(__file__).parents[3] / "model" / "comparisons"
 TOML = """
@@ -84,7 +85,7 @@ class Watched:
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(alone(compare), [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,15 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from detectors.comparison.settings import ComparisonError
-from detectors.comparison.verify_cli import app
+from detectors.comparison.verify_cli import verify_pairs
 from model.checkpoint import Checkpoint
 from model.data import load_splits
 from model.errors import ImageError
+from tests.commands import alone
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(alone(verify_pairs), [str(argument) for argument in arguments])
 
 
 @pytest.fixture(scope="module")

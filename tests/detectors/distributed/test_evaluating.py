@@ -12,14 +12,15 @@ from typer.testing import CliRunner
 from detectors.distributed import cluster
 from detectors.distributed.cluster import ClusterError
 from detectors.distributed.evaluating import Attacked, hardware_there, judge_there
+from detectors.evaluation import cli
 from detectors.evaluation.batches import Batch, clean_batches
 from detectors.evaluation.benchmark import Evaluation
-from detectors.evaluation.cli import app
 from detectors.evaluation.inputs import Inputs, load_inputs
 from detectors.evaluation.parts import Part
 from detectors.evaluation.settings import Task
 from detectors.evaluation.watcher import Silent
 from model.errors import BundleError, ConfigurationError
+from tests.commands import alone
 from tests.detectors.evaluation.conftest import SETTINGS
 from tests.detectors.evaluation.test_benchmark import without_times
 
@@ -106,4 +107,4 @@ def test_without_ray_the_extra_is_named(digits_bundle: Path, tmp_path: Path, mon
 
 def evaluate(bundle: Path, output: Path, *options: str) -> BaseException | None:
     arguments = ("--data", "digits", "--attacks", "fgsm", "--eps", "0.1", "--output", str(output))
-    return CliRunner().invoke(app, [str(bundle), *arguments, *options]).exception
+    return CliRunner().invoke(alone(cli.evaluate), [str(bundle), *arguments, *options]).exception

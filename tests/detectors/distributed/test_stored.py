@@ -15,9 +15,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from detectors.distributed.places import StoreError
-from detectors.evaluation import benchmark, stored
+from detectors.evaluation import benchmark, cli, stored
 from detectors.evaluation.benchmark import Evaluation
-from detectors.evaluation.cli import app
 from detectors.evaluation.inputs import Inputs, load_inputs
 from detectors.evaluation.settings import EvaluationError, Settings
 from detectors.evaluation.stored import Columns, StoredImages, StoredSet, stored_set
@@ -27,6 +26,7 @@ from model.data import load_splits
 from model.errors import DataError
 from model.image_set import ImageSet
 from model.images import ImageFormat
+from tests.commands import alone
 
 NUM_IMAGES = 60
 FORMAT = ImageFormat(shape=(1, 8, 8), resize=False)
@@ -214,9 +214,11 @@ def test_parquet_without_rows_is_refused(tmp_path: Path) -> None:
 
 def test_the_command(digits_bundle: Path, write_parquet: Write, tmp_path: Path) -> None:
     arguments = [str(digits_bundle), "--images", str(write_parquet()), "--attacks", "fgsm", "--eps", "0.2"]
-    result = CliRunner().invoke(app, [*arguments, "--output", str(tmp_path / "out")])
+    result = CliRunner().invoke(alone(cli.evaluate), [*arguments, "--output", str(tmp_path / "out")])
     assert result.exit_code in (0, 3), result.output  # sixty digits may be too few for the self-checks
     assert (tmp_path / "out" / "report.html").exists()
-    both = CliRunner().invoke(app, [*arguments, "--data", "digits", "--output", str(tmp_path / "other")])
+    both = CliRunner().invoke(
+        alone(cli.evaluate), [*arguments, "--data", "digits", "--output", str(tmp_path / "other")]
+    )
     assert isinstance(both.exception, EvaluationError)
     assert "--data and --images" in str(both.exception)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 from detectors.bundle import save_bundle
 from detectors.commands.options import data_for
 from detectors.evaluation.attacks import AttackError
-from detectors.evaluation.cli import REFUSED, app
+from detectors.evaluation.cli import REFUSED, evaluate
 from detectors.evaluation.settings import EvaluationError
 from detectors.fitting import fit_screener
 from detectors.manifest import DataSplit, load_manifest
@@ -21,11 +21,12 @@ from model.config import DataConfig
 from model.data import load_splits
 from model.errors import ConfigurationError, LGMGuardError
 from model.image_set import join
+from tests.commands import alone
 from tests.detectors.evaluation.test_report import Page
 
 
 def invoke(*arguments: object) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner().invoke(alone(evaluate), [str(argument) for argument in arguments])
 
 
 def refused(*arguments: object) -> LGMGuardError:
