@@ -41,23 +41,25 @@ class Scale(BaseSettings):
     min_replicas: int = Field(default=1, ge=0, description="Fewest replicas; with 0 the first request waits for one.")
     max_replicas: int = Field(default=4, ge=1, description="Most replicas.")
     target_ongoing_requests: float = Field(
-        default=16, gt=0, description="Requests in progress at each replica that Serve aims at."
+        default=16, gt=0, le=10_000, description="Requests in progress at each replica that Serve aims at."
     )
     upscale_delay_seconds: float = Field(
         default=10, ge=0, description="How long there must be more, to add replicas."
     )
     downscale_delay_seconds: float = Field(default=300, ge=0, description="How long fewer, to end some.")
     cpus_per_replica: float = Field(
-        default=1, gt=0, description="Processors of each; one worker process for each whole."
+        default=1, gt=0, le=1_024, description="Processors of each; one worker process for each whole."
     )
     gpus_per_replica: float = Field(
-        default=0, ge=0, description="GPUs of each, as 0.5 for two on one; sets device cuda."
+        default=0, ge=0, le=64, description="GPUs of each, as 0.5 for two on one; sets device cuda."
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})")
+        if self.gpus_per_replica > 1 and not self.gpus_per_replica.is_integer():
+            raise ValueError(f"gpus_per_replica ({self.gpus_per_replica:g}) must be at most 1 or a whole number")
         return self
 
 

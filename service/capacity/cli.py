@@ -34,6 +34,9 @@ def capacity(
     images_per_request: Annotated[int, typer.Option(help="Images of one request.")] = 1,
     wait: Annotated[float, typer.Option(help="Seconds that 99 % of requests may wait for a worker.")] = 0.05,
     load: Annotated[float, typer.Option(help="Most of what a replica can that is planned with, at most 0.95.")] = 0.8,
+    busy: Annotated[
+        float, typer.Option(help="Most of the time that workers may judge; autoscaling adds replicas at 0.6.")
+    ] = 0.6,
     price: Annotated[float, typer.Option(help="Of one replica for an hour, in any currency.")] = 0.1,
     flagged_share: Annotated[float, typer.Option(help="Share of images that is flagged and kept.")] = 0.01,
     limits: Annotated[Path | None, typer.Option(help="TOML file with limits of the surroundings.")] = None,
@@ -50,6 +53,7 @@ def capacity(
         images_per_request=images_per_request,
         most_wait_seconds=wait,
         most_load=load,
+        most_busy=busy,
         price_per_hour=price,
         num_requests=requests,
         seed=seed,
@@ -63,7 +67,8 @@ def capacity(
     console = Console(width=WIDTH)
     console.print(
         f"a replica of {replica.cores} x {measured.hardware} with {replica.workers} worker(s): "
-        f"{per_replica:,.0f} images/s, so that 99 % of requests wait at most {wait:g} s",
+        f"{per_replica:,.0f} images/s, so that 99 % of requests wait at most {wait:g} s "
+        f"and workers judge at most {busy:.0%} of the time",
         highlight=False,
     )
     console.print(_plans(plans), _parts(parts(measured, traffic, bounds)))

@@ -15,6 +15,7 @@ from service.capacity.curve import Curve
 from service.settings import Settings
 
 SECONDS_PER_HOUR = 3600
+LARGEST = 1e18
 REMEDIES = {
     "people who review": "show them a sample; flagged images beyond it without their bytes (quarantine = metadata)",
     "quarantine's room": "raise quarantine_max_items and quarantine_max_bytes, or keep a sample",
@@ -34,7 +35,7 @@ REMEDIES = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What the surroundings can. Raises ConfigurationError for what is not a number above 0."""
+    """What the surroundings can. Raises ConfigurationError for what is not a number above 0 and at most 1e18."""
 
     # A person who looks at a flagged image and presses a key; four seconds each, a hundred people.
     reviews_per_second: float = 25
@@ -63,8 +64,11 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise ConfigurationError(f"limits: {name} must be a number above 0, not {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
+                said = f"{value:.0e}" if isinstance(value, float) else repr(value)[:20]
+                raise ConfigurationError(
+                    f"limits: {name} must be a number above 0 and at most {LARGEST:g}, not {said}"
+                )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,7 +17,8 @@ from service.capacity.planning import Demand, images_per_replica, most_images_pe
 from service.capacity.simulation import Replica
 from service.cli import app
 
-CURVE = Path(__file__).parents[3] / "deploy" / "capacity" / "curve.json"
+DEPLOY = Path(__file__).parents[3] / "deploy"
+CURVE = DEPLOY / "capacity" / "curve.json"
 TRAFFIC = Traffic(images_per_request=1, images_per_replica=1_000)
 
 
@@ -68,7 +69,7 @@ def test_the_simulated_replica_can_what_the_measured_one_could(curve):
 
 def test_a_replica_s_limit_is_what_m_d_1_allows():
     """99 % wait less than 4 services up to a load of about 0.6 (Erlang's waiting time of M/D/1, solved here)."""
-    found = images_per_replica(fixed(), Demand(most_wait_seconds=0.004, num_requests=4_000)) / 1000
+    found = images_per_replica(fixed(), Demand(most_wait_seconds=0.004, most_busy=1, num_requests=4_000)) / 1000
     assert found == pytest.approx(load_of_m_d_1(0.99, 4.0), abs=0.04)
 
 
@@ -101,10 +102,32 @@ def test_more_replicas_for_more_images_at_the_same_cost():
 
 def test_waiting_shorter_takes_more_replicas(curve):
     replica = replica_of(curve, cores=2, workers=2)
-    asked = [Demand(most_wait_seconds=wait, num_requests=1_000) for wait in (1, 0.004)]
+    asked = [Demand(most_wait_seconds=wait, most_busy=1, num_requests=1_000) for wait in (1, 0.004)]
     patient, hasty = (images_per_replica(replica, demand) for demand in asked)
     assert hasty < patient
     assert patient == 0.8 * most_images_per_second(replica, 1)
+
+
+def test_workers_are_no_busier_than_autoscaling_leaves_them(curve):
+    """An M/D/1 queue is busy for as much as its load; the measured replica's plan stays below what is asked."""
+    assert images_per_replica(fixed(), Demand(most_busy=0.5, num_requests=2_000)) / 1000 == pytest.approx(
+        0.5, abs=0.03
+    )
+    replica, demand = replica_of(curve, cores=2, workers=2), Demand(num_requests=1_000)
+    per_replica = images_per_replica(replica, demand)
+    assert plan(replica, demand, rate=1e6, per_replica=per_replica).busy_share <= 0.6
+    scaled = (DEPLOY / "kubernetes" / "components" / "scaling" / "scaled-object.yaml").read_text()
+    assert f'threshold: "{demand.most_busy}"' in scaled
+
+
+@pytest.mark.parametrize("wait", [0.003, 0.01])
+def test_a_plan_keeps_the_wait_that_it_promises(curve, wait):
+    """Waits rise with the load but for the noise of a simulation, so a plan is looked at itself."""
+    replica = replica_of(curve, cores=2, workers=2)
+    demand = Demand(most_wait_seconds=wait, most_busy=1, num_requests=1_000)
+    per_replica = images_per_replica(replica, demand)
+    for rate, taken in ((1e6, per_replica), (1e7, 1.5 * per_replica)):
+        assert plan(replica, demand, rate=rate, per_replica=taken).p99_wait <= wait
 
 
 def test_what_no_replica_can_is_said():
@@ -120,6 +143,7 @@ def test_what_no_replica_can_is_said():
         ({"images_per_request": 0}, "from 1 to 1024, not 0"),
         ({"most_wait_seconds": 61}, "at most 60 s, not 61"),
         ({"most_load": 0.99}, "at most 0.95, not 0.99"),
+        ({"most_busy": 0}, "busy share must be more than 0 and at most 1, not 0"),
         ({"price_per_hour": -1}, "at least 0, not -1"),
         ({"price_per_hour": math.nan}, "at least 0, not nan"),
         ({"num_requests": 10}, "from 1000 to 10000000, not 10"),
@@ -162,8 +186,10 @@ def test_limits_come_from_a_file_and_wrong_ones_are_named(tmp_path):
     path.write_text("reviews_per_second = 2\n")
     assert read_limits(path) == replace(Limits(), reviews_per_second=2)
     for text, said in {
-        "reviews_per_second = 0": "reviews_per_second must be a number above 0, not 0",
-        'cluster_pods = "many"': "cluster_pods must be a number above 0, not 'many'",
+        "reviews_per_second = 0": "reviews_per_second must be a number above 0 and at most 1e.18, not 0",
+        'cluster_pods = "many"': "cluster_pods must be a number above 0 and at most 1e.18, not 'many'",
+        "database_rows_per_second = 1" + 400 * "0": "database_rows_per_second must be .* not 1000",
+        "store_writes_per_second = inf": "store_writes_per_second must be .* not inf",
         "pods = 1": "pods is unknown; there are balancer_bytes_per_second",
         "pods": "is not TOML",
     }.items():

@@ -1,5 +1,7 @@
 """What is deployed on Ray Serve, as far as that can be said without starting it."""
 
+import math
+
 import pytest
 
 from model.errors import BundleError
@@ -40,6 +42,9 @@ def test_replicas_share_a_gpu_by_setting(digits_bundle):
         ({"models": "/bundles"}, "models: not on Ray Serve, where a version is rolled"),
         ({"grpc_port": 0}, "grpc_port: not on Ray Serve"),
         ({"min_replicas": 3, "max_replicas": 2}, r"min_replicas \(3\) is more than max_replicas \(2\)"),
+        ({"gpus_per_replica": 1.5}, "gpus_per_replica .1.5. must be at most 1 or a whole number"),
+        ({"target_ongoing_requests": math.inf}, "target_ongoing_requests: .*less than or equal to 10000"),
+        ({"cpus_per_replica": "inf"}, "cpus_per_replica: .*less than or equal to 1024"),
         ({"gpus_per_replica": -1}, "gpus_per_replica: .*greater than or equal to 0"),
         ({"replicas": 3}, "unknown setting 'replicas'"),
         ({"workers": 0}, "workers"),
