@@ -230,6 +230,14 @@ def test_pods_keep_the_restricted_pod_security_standard_and_write_nowhere_else(t
         assert given["LGM_API_KEYS"].rpartition("/")[0] in mounted
 
 
+def test_the_container_that_the_ray_operator_adds_is_bounded_too():
+    """With the pod's bounds, which it inherits, what the restricted standard asks of each container."""
+    cluster = of_kind(build("kuberay"), "RayService")["spec"]["rayClusterConfig"]
+    assert cluster["enableInTreeAutoscaling"]
+    bounds = cluster["autoscalerOptions"]["securityContext"]
+    assert (bounds["allowPrivilegeEscalation"], bounds["capabilities"]) == (False, {"drop": ["ALL"]})
+
+
 @every_target
 def test_secrets_are_referred_to_and_nowhere_written(target):
     documents = build(target)
