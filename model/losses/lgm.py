@@ -47,8 +47,9 @@ class LGMLoss(nn.Module):
     alpha, lambda_: zero or more, or a Schedule over training steps. A step is one call in training mode
     with gradients enabled; it is counted here and saved with `state_dict`, so a resumed run
     goes on where it was. A forward pass that is repeated, as activation checkpointing does, counts as a step: keep
-    the loss out of it, `block_size` saves its memory. Compile the network, not a loss with a schedule, whose value
-    would be compiled anew at every step; and for torch.func take cross entropy over `mixture(features)`.
+    the loss out of it, `block_size` saves its memory. Its gradients can be differentiated again (`create_graph=True`,
+    for a penalty on them) where all classes are handled at once. Compile the network, not a loss with a schedule,
+    whose value would be compiled anew at every step; and for torch.func take cross entropy over `mixture(features)`.
 
     block_size: classes handled at a time. Below the number of classes the (n, k) matrix of scores is never held:
     backward makes each block's again, for a quarter more products. None does so above n k = 2^24, by 1,024 classes.
@@ -125,7 +126,7 @@ def lgm_terms(
     *,
     block_size: int | None = None,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """(L_cls, L_lkd) of each input, in nats, float32 or wider; differentiable once. block_size: as of LGMLoss."""
+    """(L_cls, L_lkd) of each input, in nats, float32 or wider. block_size: as of LGMLoss."""
     arguments, size = _arguments(features, labels, mixture, alpha), _block_size(block_size, features, mixture)
     if size is None:
         terms: tuple[Tensor, Tensor] = LGMTerms.apply(*arguments)

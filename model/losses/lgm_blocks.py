@@ -21,6 +21,7 @@ from torch import Tensor
 
 from model import gaussian
 from model.devices import Devices
+from model.errors import ConfigurationError
 from model.losses.lgm_products import (
     Classes,
     ClassGradients,
@@ -115,8 +116,11 @@ class LGMBlocks(torch.autograd.Function):
         return classification.squeeze(1), torch.add(halves, distances, alpha=0.5).squeeze(1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise ConfigurationError(
+                "create_graph needs all classes at once, in one process: a block_size of them all"
+            )
         features, means, raw, log_priors, margins, classification, top, sums = ctx.saved_tensors
         head, layout, grad_cls = Head(means, raw, log_priors, ctx.floor), ctx.layout, grad_cls.unsqueeze(1)
         own = torch.expm1(-classification).mul_(grad_cls)

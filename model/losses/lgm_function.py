@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from model.losses import lgm_twice
 from model.losses.lgm_products import (
     Classes,
     ClassGradients,
@@ -52,8 +53,9 @@ class LGMTerms(torch.autograd.Function):
         return classification.squeeze(1), likelihood.squeeze(1)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return *_backward_as_a_graph(ctx, grad_cls, grad_lkd), None, None, None
         return *_backward(ctx, grad_cls.unsqueeze(1), grad_lkd.unsqueeze(1)), None, None, None
 
 
@@ -69,12 +71,14 @@ class LGMMeans(torch.autograd.Function):
         return torch.add(classification, likelihood, alpha=lambda_), classification, likelihood
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         total, classification, likelihood = gradients
-        if total is not None and classification is None and likelihood is None:
+        as_a_graph = torch.is_grad_enabled()
+        if not as_a_graph and total is not None and classification is None and likelihood is None:
             return None, *_backward_of_total(ctx, total / ctx.shape[0]), None, None, None
         grads = _of_terms(*gradients, lambda_=ctx.lambda_, share=1 / ctx.shape[0])
+        if as_a_graph:
+            return None, *_backward_as_a_graph(ctx, *(grad.expand(ctx.shape[:1]) for grad in grads)), None, None, None
         return None, *_backward(ctx, *(grad.expand(ctx.shape) for grad in grads)), None, None, None
 
 
@@ -103,11 +107,17 @@ def _forward(
     own_inverse = None if classes.inverse is None else classes.inverse.index_select(0, labels)
     distances = doubled_distances(difference, own_inverse)
     classification, residuals, own = _cross_entropy_(scores, index, distances * (-0.5 * alpha))
-    ctx.save_for_backward(labels, index, own, residuals, centred, squares, *classes)
+    made = (index, own, residuals, centred, squares, *classes)
+    ctx.save_for_backward(features, means, raw, log_priors, labels, *made)
     ctx.floor, ctx.alpha = floor, alpha
     if classes.half_log_determinants is None:
         return classification, distances * 0.5
     return classification, torch.add(classes.half_log_determinants.index_select(0, labels), distances, alpha=0.5)
+
+
+def _backward_as_a_graph(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
+    """From g and h (n,) of each input, by what can be differentiated again."""
+    return lgm_twice.gradients((*ctx.saved_tensors[:5], ctx.floor, ctx.alpha), grad_cls, grad_lkd)
 
 
 def _backward_of_total(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -115,7 +125,7 @@ def _backward_of_total(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
     `data`, because what is saved may not change under autograd's eyes; yet a second backward pass writes the same.
     """
-    labels, index, own, residuals, *saved = ctx.saved_tensors
+    labels, index, own, residuals, *saved = ctx.saved_tensors[4:]
     slack = own * ctx.alpha
     tension = slack.neg().add_(ctx.lambda_)
     pull = Pull(own - tension, tension, slack, grad)
@@ -124,7 +134,7 @@ def _backward_of_total(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _backward(ctx: Any, grad_cls: Tensor, grad_lkd: Tensor) -> tuple[Tensor | None, ...]:
     """From g and h (n, 1) of each input."""
-    labels, index, own, residuals, *saved = ctx.saved_tensors
+    labels, index, own, residuals, *saved = ctx.saved_tensors[4:]
     own = own * grad_cls
     slack = own * ctx.alpha
     tension = grad_lkd - slack
