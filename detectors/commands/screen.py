@@ -63,9 +63,10 @@ def screen(
     else:
         if not paths or not output or data or limit:
             raise ConfigurationError("--engine ray takes paths and --output, and neither --data nor --limit")
-        from detectors.distributed.cluster import Workers  # only now: it needs an extra
+        from detectors.distributed.cluster import Workers, check_ray  # only now: it needs an extra
         from detectors.distributed.screening import RayOptions, screen_with_ray
 
+        check_ray()
         options = RayOptions(
             address=address,
             workers=Workers(num=actors, gpus=gpus_per_actor or float(device != "cpu")),

@@ -47,7 +47,7 @@ def test_without_ray_the_extra_is_named(
 ) -> None:
     monkeypatch.setattr(ray_of, "find_spec", lambda name: None)
     error = invoke(digits_bundle, images, "--engine", "ray", "--output", tmp_path / "out").stderr
-    assert error.endswith("error: this needs ray: pip install 'lgm-guard[scale]'\n")
+    assert error == "error: this needs ray: pip install 'lgm-guard[scale]'\n"
     assert not (tmp_path / "out").exists()
 
 
