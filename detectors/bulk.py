@@ -18,7 +18,7 @@ from torch import Tensor
 
 from detectors.screener import Screener, Verdicts
 from model.errors import DataError, ImageError
-from model.image_files import image_files
+from model.image_files import Met, image_files
 from model.image_set import ImageSet, to_unit
 from model.image_tensors import read_image
 
@@ -49,7 +49,11 @@ class Counts:
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, folders searched for image files. Raises DataError for a path that leads to none."""
+    """Files as given, folders searched for image files, each file once however often it is named.
+
+    Raises DataError for a path that leads to none.
+    """
+    met = Met()
     found: list[Path] = []
     for path in paths:
         if not path.exists():
@@ -57,7 +61,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
         inside = image_files(path) if path.is_dir() else [path]
         if not inside:
             raise DataError(f"{path} holds no image files")
-        found += inside
+        found += filter(met.is_new, inside)
     return found
 
 

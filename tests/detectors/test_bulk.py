@@ -200,6 +200,15 @@ def test_files_and_folders_are_found(folder: Path) -> None:
     assert find_files([folder / "notes.txt", folder / "00.png"]) == [folder / "notes.txt", folder / "00.png"]
 
 
+def test_a_file_is_found_once_by_whatever_spelling(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = find_files([folder])
+    (folder.parent / "linked").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    assert find_files([folder, Path(), folder / ".." / folder.name, folder.parent / "linked", found[0]]) == found
+    (folder / "own.png").symlink_to(found[0])
+    assert find_files([found[0], folder / "own.png"]) == [found[0], folder / "own.png"]
+
+
 def test_paths_that_lead_nowhere_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none does not exist"):
         find_files([tmp_path / "none"])
