@@ -22,8 +22,17 @@ class StoreError(DataError):
     """A store that cannot be reached, or refuses: no fault of any image, so nothing is said of one."""
 
 
+def local_path(address: str) -> str | None:
+    """The path of what lies on this machine, by path or file:// URL; None for any other URL."""
+    if address.startswith(("file://", "local://")):
+        return str(LocalFileSystem._strip_protocol(address))
+    return address if address.startswith("/") or "://" not in address else None
+
+
 def open_place(address: str) -> tuple[AbstractFileSystem, str]:
     """Its file system, and the path inside. Raises DataError for a scheme that is unknown or not installed."""
+    if (path := local_path(address)) is not None:  # taken as it is: fsspec reads more into :: and ~
+        return LocalFileSystem(), str(Path(path).absolute()).rstrip("/")
     options: dict[str, Any] = S3_OPTIONS if address.startswith(("s3://", "s3a://")) else {}
     try:
         files, path = url_to_fs(address, use_listings_cache=False, **options)

@@ -11,6 +11,7 @@ from detectors.bulk import Counts
 from detectors.distributed.cluster import POLL_SECONDS, RETRIES, Head, Workers, check_ray, connected, import_ray
 from detectors.distributed.judging import BlockScreener, Job
 from detectors.distributed.ledger import Ledger, Plan
+from detectors.distributed.places import local_path
 from detectors.distributed.sources import find_blocks
 from detectors.manifest import load_manifest
 
@@ -128,4 +129,5 @@ def _watched(rows: Callable[[], Iterator[dict[str, Any]]], head: Head) -> Iterat
 
 def _absolute(address: str) -> str:
     """Workers have other working directories."""
-    return address if "://" in address else str(Path(address).absolute())
+    path = local_path(address)
+    return address if path is None else str(Path(path).absolute())

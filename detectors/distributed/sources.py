@@ -3,6 +3,7 @@
 A block is the unit of work and of resuming: some image files, or one row group of a Parquet file.
 """
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +15,14 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from detectors.bulk import CHUNK
-from detectors.distributed.places import is_local, open_place, reachable
+from detectors.distributed.places import is_local, local_path, open_place, reachable
 from model.errors import DataError
-from model.image_files import SUFFIXES
+from model.image_files import SUFFIXES, Met, image_files
 
 PARQUET = ".parquet"
+WANTED = SUFFIXES | {PARQUET}
+Remote = tuple[AbstractFileSystem, str]
+LOCAL_FAULTS = frozenset({errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOOP})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +44,14 @@ class ImageBytes:
 
 def find_blocks(addresses: Sequence[str], *, block_size: int, image_column: str) -> Iterator[Block]:
     """Blocks in a stable order, no file in two. Raises DataError for an address that leads to none, StoreError."""
-    seen: set[str] = set()
+    met, met_remote = Met(), set[Remote]()
     for address in addresses:
-        paths = [path for path in _find_files(address) if path not in seen]
-        seen.update(paths)
-        images = [path for path in paths if not path.endswith(PARQUET)]
+        found = _find_new(address, met, met_remote)
+        images = [path for path in found if _suffix(path) != PARQUET]
         for start in range(0, len(images), block_size):
             yield Block(paths=tuple(images[start : start + block_size]))
-        for path in paths:
-            if path.endswith(PARQUET):
+        for path in found:
+            if _suffix(path) == PARQUET:
                 yield from _row_groups(path, image_column)
 
 
@@ -61,26 +64,50 @@ def read_block(block: Block, image_column: str) -> Iterator[list[ImageBytes]]:
         yield from _read_row_group(block, block.row_group, image_column)
 
 
-def _find_files(address: str) -> list[str]:
+def _find_new(address: str, met: Met, met_remote: set[Remote]) -> list[str]:
+    """Files not met before, by path or URL; what has been met lies on this machine or in a remote file system."""
     files, root = open_place(address)
+    found = _find_files(address, files, root)
+    if is_local(files):
+        new = [inside for inside in found if met.is_new(inside)]
+    else:
+        new = [inside for inside in found if (files, inside) not in met_remote]
+        met_remote.update((files, inside) for inside in new)
+    prefix = (local_path(address) or address).rstrip("/")
+    return [prefix + inside.removeprefix(root) for inside in new]
+
+
+def _find_files(address: str, files: AbstractFileSystem, root: str) -> list[str]:
+    """Their paths in the file system."""
     with reachable(address):
         if files.isfile(root):
-            return [address]
-        found = [path for path in files.find(root) if _is_wanted(path.removeprefix(root))]
-    if not found and not files.exists(root):
-        raise DataError(f"{address} does not exist")
+            found = [root]
+        elif not is_local(files):
+            found = _find_remote(files, root)
+        else:
+            found = [str(path) for path in image_files(Path(f"{root}/"), WANTED)] if files.isdir(root) else []
+        if not found and not files.exists(root):
+            raise DataError(f"{address} does not exist")
     if not found:
         raise DataError(f"{address} holds no image files and no Parquet files")
     for path in found:
         if os.fsencode(path).decode("utf-8", "replace") != path:
             raise DataError(f"{path!r} has a name that is not UTF-8, which the plan of a run cannot hold; rename it")
-    found.sort(key=lambda path: path.split("/"))  # as one process does
-    return [address.rstrip("/") + path.removeprefix(root) for path in found]
+    return found
 
 
-def _is_wanted(relative: str) -> bool:
-    path = PurePosixPath(relative)
-    return path.suffix.lower() in {*SUFFIXES, PARQUET} and not any(part.startswith(".") for part in path.parts)
+def _find_remote(files: AbstractFileSystem, root: str) -> list[str]:
+    """What `image_files` finds on a disk, in the same order."""
+    found = [
+        path
+        for path in files.find(root)
+        if _suffix(path) in WANTED and not any(part.startswith(".") for part in path.removeprefix(root).split("/"))
+    ]
+    return sorted(found, key=lambda path: path.split("/"))
+
+
+def _suffix(path: str) -> str:
+    return PurePosixPath(path).suffix.lower()
 
 
 def _row_groups(path: str, image_column: str) -> Iterator[Block]:
@@ -107,20 +134,20 @@ def _row_groups(path: str, image_column: str) -> Iterator[Block]:
 
 
 def _read_files(paths: Sequence[str]) -> list[ImageBytes]:
-    files, _ = open_place(paths[0])
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda path: ImageBytes(path, _read_file(files, path)), paths))
+        return list(pool.map(lambda path: ImageBytes(path, _read_file(path)), paths))
 
 
-def _read_file(files: AbstractFileSystem, path: str) -> bytes | str:
+def _read_file(path: str) -> bytes | str:
     """What is one file's fault is its row's error; all else, as a refusal of a remote store, is about every file."""
-    local = is_local(files)
-    faults = (FileNotFoundError, PermissionError, IsADirectoryError) if local else (FileNotFoundError,)
+    files, inside = open_place(path)
     with reachable(path):
         try:
-            content: bytes = Path(path).read_bytes() if local else files.cat_file(open_place(path)[1])
-        except faults as error:
-            return f"{path} cannot be read: {error.strerror or 'not found'}"
+            content: bytes = files.cat_file(inside)
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) or (is_local(files) and error.errno in LOCAL_FAULTS):
+                return f"{path} cannot be read: {error.strerror or 'not found'}"
+            raise
     return content
 
 

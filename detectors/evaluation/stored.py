@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detectors.distributed.places import open_place, reachable
+from detectors.distributed.places import local_path, open_place, reachable
 from detectors.distributed.sources import Block, ImageBytes, find_blocks, read_block
 from model.errors import DataError, ImageError
 from model.image_tensors import decode_image
@@ -38,7 +38,7 @@ class Store:
     """
 
     def __init__(self, address: str, class_names: tuple[str, ...], image_format: ImageFormat, columns: Columns):
-        self.address = address.rstrip("/")
+        self.address = (local_path(address) or address).rstrip("/")
         self.image_format = image_format
         self._columns = columns
         self._index = {name: index for index, name in enumerate(class_names)}

@@ -14,7 +14,7 @@ from detectors import Screener
 from detectors.bulk import Counts, Row, find_files, screen_files
 from detectors.distributed.judging import BlockScreener, Job
 from detectors.distributed.ledger import Ledger, Plan
-from detectors.distributed.places import StoreError, write_whole
+from detectors.distributed.places import StoreError, open_place, write_whole
 from detectors.distributed.sources import find_blocks
 from detectors.manifest import load_manifest
 from model.errors import BundleError, DataError
@@ -47,7 +47,7 @@ class Run:
 
 
 def rows_of(output: str) -> list[Row]:
-    files, root = fsspec.core.url_to_fs(output, use_listings_cache=False)
+    files, root = open_place(output)
     rows: list[Row] = []
     for path in sorted(files.glob(f"{root}/part-*.parquet")):
         with files.open(path) as stream:
@@ -67,6 +67,10 @@ def assert_same(found: list[Row], expected: list[Row], renamed: tuple[str, str] 
                 assert row[name] is None
             else:
                 assert row[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (wanted["image"], name)
+
+
+def names_of(rows: Sequence[Row]) -> list[str]:
+    return [row["image"] for row in rows]
 
 
 def expected_rows(screener: Screener, folder: Path) -> list[Row]:
@@ -106,6 +110,47 @@ def test_the_folder_is_one_table_to_whatever_reads_parquet(digits_bundle: Path, 
 def test_a_file_that_is_named_twice_is_judged_once(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
     run = Run(digits_bundle, [str(folder / "00.png"), str(folder), f"{folder}/"], str(tmp_path / "out"))
     assert run.judge_all().num_images == 26
+
+
+def test_whatever_its_path_s_spelling(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "linked").symlink_to(folder)
+    spellings = [f"{folder}/../images", f"file://{folder}", f"{tmp_path}/linked", f"file://{folder}/below/../00.png"]
+    run = Run(digits_bundle, [str(folder), *spellings], str(tmp_path / "out"))
+    assert run.judge_all().num_images == 26
+    assert len(find_files([folder, *map(Path, (spellings[0], spellings[2]))])) == 26
+
+
+def test_a_local_url_is_a_path(digits_bundle: Path, digits_screener: Screener, folder: Path, tmp_path: Path) -> None:
+    output = f"file://{tmp_path}/out"
+    Run(digits_bundle, [f"file://{folder}"], output).judge_all()
+    assert_same(rows_of(output), expected_rows(digits_screener, folder))
+
+
+def test_folders_are_searched_as_one_process_does(
+    digits_bundle: Path, digits_screener: Screener, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other" / ".hidden").mkdir(parents=True)
+    for name in ("l.png", ".l.png", ".hidden/h.png"):
+        (tmp_path / "other" / name).write_bytes((folder / "00.png").read_bytes())
+    for name, target in (("linked", "other"), ("twice", "other"), ("lost.png", "nowhere"), ("loop.png", "loop.png")):
+        (folder / name).symlink_to(f"../{target}" if name != target else target)
+    output = str(tmp_path / "out")
+    Run(digits_bundle, [str(folder)], output).judge_all()
+    expected = expected_rows(digits_screener, folder)
+    assert {f"{folder}/linked/l.png", f"{folder}/lost.png", f"{folder}/loop.png"} < set(names_of(expected))
+    assert_same(rows_of(output), expected)
+
+
+def test_paths_are_taken_as_they_are(
+    digits_bundle: Path, digits_screener: Screener, folder: Path, tmp_path: Path
+) -> None:
+    """fsspec chains file systems by two colons."""
+    odd = folder.rename(tmp_path / "a::b")
+    (odd / "00.png").rename(odd / "x::y.png")
+    output = str(tmp_path / "out::put")
+    Run(digits_bundle, [str(odd / "x::y.png"), str(odd)], output).judge_all()
+    expected = [row for chunk in screen_files(digits_screener, find_files([odd / "x::y.png", odd])) for row in chunk]
+    assert_same(rows_of(output), expected)
 
 
 def test_an_empty_table_is_no_block(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
@@ -157,6 +202,17 @@ def test_parquet_files_of_images_are_read_by_row_group(
         assert (row["error"] is None) == (wanted["error"] is None)
         if wanted["error"] is None:
             assert row["p_value"] == pytest.approx(wanted["p_value"], rel=1e-4)
+
+
+def write_table(path: Path, contents: Sequence[bytes], group_size: int) -> None:
+    parquet.write_table(pyarrow.table({"image": contents}), path, row_group_size=group_size)
+
+
+def test_a_parquet_file_is_known_in_capitals(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    write_table(tmp_path / "tables" / "T.PARQUET", [(folder / "00.png").read_bytes()] * 3, 2)
+    run = Run(digits_bundle, [str(tmp_path / "tables")], str(tmp_path / "out"))
+    assert run.judge_all() == Counts(num_images=3, num_flagged=0, num_failed=0)
 
 
 def test_a_parquet_file_without_the_column_is_refused(digits_bundle: Path, tmp_path: Path) -> None:

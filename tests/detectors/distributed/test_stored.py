@@ -82,6 +82,7 @@ def assert_same(found: StoredSet, expected: ImageSet) -> None:
 
 def test_a_folder_holds_its_images_and_their_classes(folder: Path, digits: ImageSet) -> None:
     assert_same(read(folder), digits)
+    assert_same(read(f"file://{folder}"), digits)
 
 
 @pytest.mark.parametrize("label", [int, str])
