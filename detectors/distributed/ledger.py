@@ -20,11 +20,13 @@ from typing import Any
 from detectors.bulk import Counts, Row, arrow_schema
 from detectors.distributed.places import open_place, reachable, write_whole
 from detectors.distributed.sources import Block
+from detectors.distributed.versions import Version, check_version
 from model.errors import DataError
 
 PLAN, INPUTS, SUMMARY = "_plan.json", "_inputs.parquet", "_summary.json"
 PART = re.compile(r"part-(\d{6,})\.parquet")
 COUNTS = b"lgm"
+LAYOUT = 2  # of plan and inputs: the first did not tell how files were when the run began
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +57,15 @@ class Ledger:
             if not self._files.exists(self._path(PLAN)):
                 self._check_vacant()
                 num_blocks = self._write_inputs(blocks)
-                self._write(PLAN, json.dumps({**asdict(plan), "num_blocks": num_blocks}, indent=2).encode())
+                self._write(
+                    PLAN, json.dumps({"layout": LAYOUT, **asdict(plan), "num_blocks": num_blocks}, indent=2).encode()
+                )
                 return num_blocks
             written: dict[str, Any] = json.loads(self._files.cat_file(self._path(PLAN)))
+        if written.get("layout") != LAYOUT:
+            raise DataError(
+                f"{self.address} was begun by another version of lgm-guard; name another folder with --output"
+            )
         num_blocks = int(written.pop("num_blocks"))
         asked = json.loads(json.dumps(asdict(plan)))
         if differing := [name for name in asked if asked[name] != written.get(name)]:
@@ -74,11 +82,17 @@ class Ledger:
             return {int(found[1]) for name in self._names() if (found := PART.fullmatch(name))}
 
     def block(self, number: int) -> Block:
-        import pyarrow.parquet
+        return next(self._blocks([number]))
 
-        with reachable(self.address), self._files.open(self._path(INPUTS)) as stream:
-            row: dict[str, Any] = pyarrow.parquet.ParquetFile(stream).read_row_group(number).to_pylist()[0]
-        return Block(paths=tuple(row["paths"]), row_group=row["row_group"], first_row=row["first_row"])
+    def check_tables(self, numbers: Iterable[int]) -> None:
+        """Raises DataError for a Parquet file of those blocks that changed since: their rows would be of two states.
+
+        Reading finds that as well, but only when other blocks have been judged in vain.
+        """
+        tables = {block.paths[0]: block.versions[0] for block in self._blocks(numbers) if block.row_group is not None}
+        for path, version in tables.items():
+            with reachable(path):
+                check_version(path, *open_place(path), version)
 
     def finish(self, number: int, rows: Iterable[list[Row]]) -> Counts:
         """Write a block's part; what comes back is in the part as well."""
@@ -105,6 +119,16 @@ class Ledger:
         with reachable(self.address):
             self._write(SUMMARY, json.dumps({**asdict(counts), "num_blocks": num_blocks}, indent=2).encode())
 
+    def _blocks(self, numbers: Iterable[int]) -> Iterator[Block]:
+        import pyarrow.parquet
+
+        with reachable(self.address), self._files.open(self._path(INPUTS)) as stream:
+            table = pyarrow.parquet.ParquetFile(stream)
+            for number in numbers:
+                row: dict[str, Any] = table.read_row_group(number).to_pylist()[0]
+                versions = tuple(Version(**version) for version in row["versions"])
+                yield Block(**{**row, "paths": tuple(row["paths"]), "versions": versions})
+
     def _counts_of(self, number: int) -> Counts:
         import pyarrow.parquet
 
@@ -125,8 +149,11 @@ class Ledger:
         import pyarrow
         import pyarrow.parquet
 
-        paths, number = pyarrow.list_(pyarrow.string()), pyarrow.int64()
-        schema = pyarrow.schema([("paths", paths), ("row_group", number), ("first_row", number)])
+        text, number = pyarrow.string(), pyarrow.int64()
+        versions = pyarrow.list_(pyarrow.struct([("size", number), ("tag", text)]))
+        columns = [("paths", pyarrow.list_(text)), ("versions", versions)]
+        columns += [(name, number) for name in ("row_group", "first_row", "num_rows")]
+        schema = pyarrow.schema(columns)
         num_blocks, content = 0, io.BytesIO()
         with pyarrow.parquet.ParquetWriter(content, schema) as writer:
             for block in blocks:

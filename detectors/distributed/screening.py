@@ -53,6 +53,9 @@ def screen_with_ray(
     blocks = find_blocks(given, block_size=options.block_size, image_column=options.image_column)
     num_blocks = ledger.begin(plan, blocks)
     finished = ledger.finished()
+    pending = [number for number in range(num_blocks) if number not in finished]
+    if finished:
+        ledger.check_tables(pending)
     counts = ledger.counts(finished)
     progress(len(finished), num_blocks)
     job = Job(
@@ -62,7 +65,6 @@ def screen_with_ray(
         output=output,
         image_column=options.image_column,
     )
-    pending = [number for number in range(num_blocks) if number not in finished]
     for done, found in enumerate(_spread(job, pending, options), start=len(finished) + 1):
         counts += found
         progress(done, num_blocks)

@@ -72,8 +72,7 @@ class Store:
         if block.row_group is not None:
             found = self._row_group(number)
             return [found[offset] for offset in offsets]
-        wanted = replace(block, paths=tuple(block.paths[offset] for offset in offsets))
-        return [image for chunk in read_block(wanted, self._columns.image) for image in chunk]
+        return [image for chunk in read_block(block.select(offsets), self._columns.image) for image in chunk]
 
     def _read_row_group(self, number: int) -> list[ImageBytes]:
         return [image for chunk in read_block(self._blocks[number], self._columns.image) for image in chunk]

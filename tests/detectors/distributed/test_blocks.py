@@ -12,9 +12,11 @@ import pytest
 
 from detectors import Screener
 from detectors.bulk import Counts, Row, find_files, screen_files
+from detectors.distributed import versions
 from detectors.distributed.judging import BlockScreener, Job
 from detectors.distributed.ledger import Ledger, Plan
 from detectors.distributed.places import StoreError, open_place, write_whole
+from detectors.distributed.screening import RayOptions, screen_with_ray
 from detectors.distributed.sources import find_blocks
 from detectors.manifest import load_manifest
 from model.errors import BundleError, DataError
@@ -213,6 +215,65 @@ def test_a_parquet_file_is_known_in_capitals(digits_bundle: Path, folder: Path, 
     write_table(tmp_path / "tables" / "T.PARQUET", [(folder / "00.png").read_bytes()] * 3, 2)
     run = Run(digits_bundle, [str(tmp_path / "tables")], str(tmp_path / "out"))
     assert run.judge_all() == Counts(num_images=3, num_flagged=0, num_failed=0)
+
+
+@pytest.mark.parametrize("group_size", [10, 4])
+def test_a_parquet_file_that_was_rewritten_is_refused(
+    digits_bundle: Path, folder: Path, tmp_path: Path, group_size: int
+) -> None:
+    """Even where its blocks are as long as before: rows would be of two states. At once, and when it is read."""
+    table = tmp_path / "images.parquet"
+    contents = [path.read_bytes() for path in sorted(folder.glob("0?.png"))] * 2
+    write_table(table, contents, 10)
+    Run(digits_bundle, [str(table)], str(tmp_path / "out")).judge(0)
+    write_table(table, contents[::-1], group_size)
+    again = Run(digits_bundle, [str(table)], str(tmp_path / "out"))
+    options = RayOptions(block_size=5)
+    with pytest.raises(DataError, match=r"images\.parquet has changed since the run began"):
+        screen_with_ray(
+            digits_bundle, [str(table)], again.ledger.address, options, lambda *done: pytest.fail("judged")
+        )
+    with pytest.raises(DataError, match=r"images\.parquet has changed since the run began"):
+        again.judge(1)
+    assert again.ledger.finished() == {0}
+    again.ledger.check_tables([])  # all its rows are of the one state
+
+
+def test_so_it_is_where_the_store_tells_no_versions(
+    digits_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions.Version, "differs", lambda *pair: False)
+    write_table(tmp_path / "images.parquet", [(folder / "00.png").read_bytes()] * 20, 10)
+    run = Run(digits_bundle, [str(tmp_path / "images.parquet")], str(tmp_path / "out"))
+    for num_rows, group_size in ((30, 15), (20, 4), (10, 10)):
+        write_table(tmp_path / "images.parquet", [(folder / "00.png").read_bytes()] * num_rows, group_size)
+        with pytest.raises(DataError, match="has changed since the run began"):
+            run.judge(1)
+
+
+def test_an_image_that_was_rewritten_is_refused(
+    digits_bundle: Path, digits_screener: Screener, folder: Path, bucket: str, tmp_path: Path
+) -> None:
+    files = fsspec.filesystem("s3")
+    files.put(str(folder), f"{bucket}/images", recursive=True)
+    for place, address in ((fsspec.filesystem("file"), str(folder)), (files, f"{bucket}/images")):
+        output = f"{tmp_path}/{place.protocol[0]}"
+        run = Run(digits_bundle, [address], output)
+        run.judge(0)
+        content = place.cat_file(f"{address}/22.png")
+        place.pipe_file(f"{address}/22.png", content[:-1] + b"!")  # as long
+        with pytest.raises(DataError, match=r"22\.png has changed since the run began"):
+            run.judge_all()
+        assert 0 in run.ledger.finished()
+
+
+def test_a_plan_that_tells_no_versions_is_refused(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    Run(digits_bundle, [str(folder)], str(tmp_path / "out"))
+    plan = json.loads((tmp_path / "out" / "_plan.json").read_text())
+    del plan["layout"]
+    (tmp_path / "out" / "_plan.json").write_text(json.dumps(plan))
+    with pytest.raises(DataError, match="was begun by another version of lgm-guard; name another folder"):
+        Run(digits_bundle, [str(folder)], str(tmp_path / "out"))
 
 
 def test_a_parquet_file_without_the_column_is_refused(digits_bundle: Path, tmp_path: Path) -> None:
