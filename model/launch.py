@@ -5,8 +5,9 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -46,10 +47,13 @@ def _first(error: ChildFailedError) -> tuple[int, ProcessFailure]:
 
 
 def _said(rank: int, failure: ProcessFailure, num_processes: int, output: Path) -> str:
-    if failure.exitcode >= 0:
-        return failure.message.partition(": ")[2] or failure.message
-    ended = f"rank {rank} of {num_processes} was ended by {failure.signal_name()}"
-    return f"{ended}; {_state(output)}"
+    """What the rank's error said, without its type; of one that said nothing, how it ended."""
+    if failure.exitcode >= 0 and Path(failure.error_file).is_file():
+        told: Any = failure.message
+        message = str(told["message"] if isinstance(told, dict) else told)  # a dict as @record writes it
+        return message.partition(": ")[2] or message
+    how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"ended with status {failure.exitcode}"
+    return f"rank {rank} of {num_processes} {how}; {_state(output)}"
 
 
 def _state(output: Path) -> str:

@@ -96,6 +96,13 @@ def test_the_command_starts_processes_that_follow_the_curve_of_one(
     assert_same_curve(several, one)
 
 
+def test_the_error_of_a_rank_is_one_line(toml: Path, digits_run: Path) -> None:
+    several, alone = (run(*command(toml, digits_run, (), *options)) for options in (["--devices", "2"], []))
+    assert alone.stderr.startswith(f"error: {digits_run} holds a run with another configuration (")
+    assert (several.returncode, alone.returncode) == (2, 2)
+    assert several.stderr == alone.stderr
+
+
 def test_four_processes_follow_the_curve_of_one(toml: Path, tmp_path: Path, one: Checkpoint) -> None:
     assert on_ranks(4, train_on, toml, tmp_path / "several", [ATTACKED]) == ["trained"] * 4
     assert_same_curve(load_checkpoint(tmp_path / "several"), one)
