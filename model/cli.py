@@ -12,7 +12,7 @@ import typer
 
 from model.config import Config, load_config
 from model.devices import Devices, join
-from model.errors import ConfigurationError
+from model.errors import ConfigurationError, StoppedError
 from model.losses.known import LOSSES, RIVALS, options_of, title_of
 from model.train import train as run_training
 from model.training_log import Reporter, RunLog, Silent
@@ -75,7 +75,11 @@ def _launch(config: Config, arguments: list[str], folder: Path, num_processes: i
     found = torch.cuda.device_count()
     if config.training.device == "cuda" and num_processes > found:
         raise ConfigurationError(f"--devices {num_processes} is more than the {found} CUDA devices found")
-    launch(arguments, folder, num_processes=num_processes, restarts=restarts)
+    try:
+        launch(arguments, folder, num_processes=num_processes, restarts=restarts)
+    except StoppedError as stopped:
+        typer.echo(stopped, err=True)
+        raise typer.Exit(128 + stopped.number) from None
 
 
 @contextmanager

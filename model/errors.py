@@ -17,6 +17,14 @@ class ProcessError(LGMGuardError):
     """One of several training processes failed; its message says why, and what the run's folder holds."""
 
 
+class StoppedError(ProcessError):
+    """A signal to the launcher ended all training processes; its message says what the run's folder holds."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.number = number
+
+
 class DataError(LGMGuardError):
     """Data that is missing, unreadable or does not fit the network."""
 

@@ -12,16 +12,21 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from model.checkpoint import FILE_NAME, load_checkpoint
-from model.errors import LGMGuardError, ProcessError
+from model.errors import LGMGuardError, ProcessError, StoppedError
+
+# torch gives the second one a level of its own.
+LOGGERS = ("torch.distributed.elastic", "torch.distributed.elastic.agent.server.api")
 
 
 def launch(arguments: Sequence[str], output: Path, *, num_processes: int, restarts: int) -> None:
     """Run `python -m model train ARGUMENTS` in so many processes, as torchrun does, to the end.
 
     restarts: how often all of them start again, from the last checkpoint, after one has failed.
-    Raises ProcessError: what ended the first that failed, and what the run's folder holds.
+    Raises ProcessError: what ended the first that failed, and what the run's folder holds. StoppedError where this
+    process was sent SIGINT, SIGTERM, SIGHUP or SIGQUIT; all of them have ended then.
     """
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # all that matters is in the error
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # all that matters is in the error
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -34,6 +39,8 @@ def launch(arguments: Sequence[str], output: Path, *, num_processes: int, restar
     )
     try:
         elastic_launch(config, sys.executable)("-m", "model", "train", *arguments)
+    except SignalException as stop:
+        raise StoppedError(f"ended by {stop.sigval.name}; {_state(output)}", stop.sigval) from None
     except ChildFailedError as error:
         rank, failure = _first(error)
         raise ProcessError(_said(rank, failure, num_processes, output)) from None

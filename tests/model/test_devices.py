@@ -22,6 +22,7 @@ from model.train import train
 from model.training_log import Silent
 from tests.model.ranks import on_ranks
 from tests.model.small_runs import TOML, write_images
+from tests.processes import assert_gone
 
 # A rate so small that rounding is not amplified; 270 images leave 14 in the last batch, which four do not divide.
 SEVERAL = (
@@ -121,15 +122,41 @@ def ranks_of(launcher: "subprocess.Popen[str]") -> list[psutil.Process]:
     return [child for child in psutil.Process(launcher.pid).children() if "train" in child.cmdline()]
 
 
-def kill_one_after_the_first_epoch(launcher: "subprocess.Popen[str]", output: Path) -> None:
+def wait_for_the_first_epoch(launcher: "subprocess.Popen[str]", output: Path) -> None:
     while not (output / "checkpoint.pt").exists():
         assert launcher.poll() is None, launcher.communicate()
         time.sleep(0.05)
+
+
+def kill_one_after_the_first_epoch(launcher: "subprocess.Popen[str]", output: Path) -> None:
+    wait_for_the_first_epoch(launcher, output)
     [killed] = [rank for rank in ranks_of(launcher) if rank.environ()["RANK"] == "1"]
     os.kill(killed.pid, signal.SIGKILL)
 
 
 LONG = (*ATTACKED[1:], "training.epochs=6")  # of all images
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_ranks_end_with_their_launcher(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    arguments = command(toml, output, ["training.epochs=1000"], "--devices", "2")
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment()) as launcher:
+        wait_for_the_first_epoch(launcher, output)
+        ranks = ranks_of(launcher)
+        launcher.send_signal(number)
+        launcher.wait()
+        assert len(ranks) == 2
+        assert_gone(ranks)
+        assert launcher.stderr is not None
+        told = launcher.stderr.read()
+    if number == signal.SIGKILL:
+        assert (launcher.returncode, told) == (-signal.SIGKILL, "")
+        return
+    assert launcher.returncode == 128 + number
+    held = load_checkpoint(output).epoch
+    holds = f"{output / 'checkpoint.pt'} holds {held} of 1000 epochs; the same command goes on from there"
+    assert told == f"ended by {number.name}; {holds}\n"
 
 
 @pytest.mark.slow
