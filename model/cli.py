@@ -47,15 +47,17 @@ def train(
     restarts: Annotated[
         int, typer.Option(min=0, help="Of several: start all again so often, from the last checkpoint, if one fails.")
     ] = 0,
+    command: Annotated[str | None, typer.Option(hidden=True, help="What the launcher was called with.")] = None,
 ) -> None:
     """Train a network, with the L-GM loss or another one; the same command again resumes a run that was stopped."""
     loaded = load_config(config, set_ or (), loss=loss)
     folder = output or Path("runs") / loaded.name
+    command = command or shlex.join(["lgm", *sys.argv[1:]])
     if devices > 1:
-        _launch(loaded, [str(config), *_options(folder, loss, set_ or [])], folder, devices, restarts)
+        arguments = [str(config), *_options(folder, loss, set_ or []), "--command", command]
+        _launch(loaded, arguments, folder, devices, restarts)
         return
     with join(loaded.training.device) as joined, _reporter(folder, joined) as reporter:
-        command = shlex.join(["lgm", *sys.argv[1:]])
         checkpoint = run_training(loaded, folder, reporter, command=command, devices=joined)
     if joined.rank > 0:
         return

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -89,11 +90,13 @@ def assert_same_curve(several: Checkpoint, one: Checkpoint) -> None:
 def test_the_command_starts_processes_that_follow_the_curve_of_one(
     toml: Path, tmp_path: Path, one: Checkpoint
 ) -> None:
-    ended = run(*command(toml, tmp_path / "several", ATTACKED, "--devices", "2"))
+    arguments = command(toml, tmp_path / "several", ATTACKED, "--devices", "2")
+    ended = run(*arguments)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("test accuracy") == 1
     several = load_checkpoint(tmp_path / "several")
     assert several.finished
+    assert several.command == shlex.join(["lgm", *arguments[3:]])
     assert_same_curve(several, one)
 
 

@@ -88,3 +88,4 @@ def test_losses_are_listed_with_their_options() -> None:
 def test_help_shows_the_options() -> None:
     told = invoke("--help").output
     assert all(name in told for name in ("config", "--output", "--set", "runs/NAME", "table.key=value"))
+    assert "--command" not in told
