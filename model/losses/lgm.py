@@ -12,6 +12,7 @@ Both terms use the same covariances, the log-determinant stands in both, and the
 only: inference asks the mixture.
 """
 
+from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -58,7 +59,7 @@ class LGMLoss(nn.Module):
     gradients of all classes, and the gradients of its own. Two reductions of n numbers a column join them in forward,
     one of (n, d) in backward, and no process holds more than (n, block_size) scores.
 
-    Raises ConfigurationError for a coefficient below zero or a block_size below one.
+    Raises ConfigurationError for a coefficient below zero or a block_size that is no integer from one on.
     """
 
     def __init__(
@@ -70,8 +71,8 @@ class LGMLoss(nn.Module):
         block_size: int | None = None,
     ):
         super().__init__()
-        if block_size is not None and block_size < 1:
-            raise ConfigurationError(f"block_size must be at least 1, got {block_size}")
+        if block_size is not None:
+            _check_block_size(block_size)
         self.mixture = mixture
         self.block_size = block_size
         self._alpha = as_schedule(alpha)
@@ -156,6 +157,13 @@ def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha
         features, means, log_priors = features.to(dtype), means.to(dtype), log_priors.to(dtype)
         raw = None if raw is None else raw.to(dtype)
     return features, means, raw, log_priors, labels.long(), mixture.variance_floor, alpha
+
+
+def _check_block_size(value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigurationError(f"block_size must be an integer, got {value!r}")
+    if value < 1:
+        raise ConfigurationError(f"block_size must be at least 1, got {value}")
 
 
 def _check_batch(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:

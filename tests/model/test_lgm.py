@@ -3,6 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -492,6 +493,13 @@ def test_many_classes_are_taken_in_blocks_without_being_asked(monkeypatch: pytes
 def test_a_block_holds_at_least_one_class() -> None:
     with pytest.raises(ConfigurationError, match="block_size must be at least 1, got 0"):
         LGMLoss(GaussianMixture(3, 2), block_size=0)
+
+
+@pytest.mark.parametrize("block_size", [2.5, True, "3"])
+def test_a_number_of_classes_is_an_integer(block_size: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as a caller meets it
+    with pytest.raises(ConfigurationError, match=f"block_size must be an integer, got {block_size!r}"):
+        LGMLoss(GaussianMixture(3, 2), block_size=block_size)
 
 
 @pytest.mark.parametrize("form", FORMS)
