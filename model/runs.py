@@ -1,6 +1,7 @@
 """How a training run begins: what its folder holds, and what all its processes must agree on."""
 
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint
@@ -40,11 +41,24 @@ def begun(
     return previous
 
 
+def make_folder(output: Path) -> None:
+    """Make the run's folder, unless it is there. Raises ConfigurationError where nothing can be written in it."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{output} cannot be written: {error.strerror}; choose another --output") from None
+
+
 def _found(config: Config, output: Path) -> Checkpoint | None:
-    if output.exists() and not output.is_dir():
-        raise ConfigurationError(f"{output} is not a folder; choose another --output")
-    if not (output / FILE_NAME).exists():
-        return None
+    try:
+        if output.exists() and not output.is_dir():
+            raise ConfigurationError(f"{output} is not a folder; choose another --output")
+        if not (output / FILE_NAME).exists():
+            return None
+    except OSError as error:
+        raise ConfigurationError(f"{output} cannot be read: {error.strerror}; choose another --output") from None
     previous = load_checkpoint(output)
     if previous.config != config:
         raise CheckpointError(

@@ -20,7 +20,7 @@ from model.errors import ConfigurationError
 from model.learners import Learners, build_learners
 from model.losses.base import RivalLoss
 from model.precision import warn_of_emulation
-from model.runs import begun, previous_checkpoint
+from model.runs import begun, make_folder, previous_checkpoint
 from model.training_log import Reporter
 
 
@@ -39,7 +39,8 @@ def train(
     splits: what config.data names, for a caller that has it already.
 
     Raises ConfigurationError, DataError, CheckpointError before the first step wherever something does not
-    fit: classes, device, a folder that holds another run, processes that differ in configuration or data.
+    fit: classes, device, a folder that holds another run or cannot be written, processes that differ in configuration
+    or data.
     """
     checkpoint = previous_checkpoint(config, output, devices)
     if checkpoint is not None and checkpoint.finished and splits is None:
@@ -54,6 +55,8 @@ def train(
     learners = build_learners(checkpoint, splits, device=device, devices=devices)
     checkpoint = replace(checkpoint, network={}, optimizer={})  # or a sharded mixture would stay in memory, whole
 
+    if devices.rank == 0:
+        make_folder(output)
     reporter.start(config, steps_per_epoch(config, splits.train), checkpoint.history)
     for epoch in range(checkpoint.epoch, config.training.epochs):
         row = _epoch(learners, splits, config, epoch, reporter, devices)

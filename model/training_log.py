@@ -90,7 +90,6 @@ class RunLog:
             self._writer.close()
 
     def start(self, config: Config, steps_per_epoch: int, history: list[dict[str, float]]) -> None:
-        self._output.mkdir(parents=True, exist_ok=True)
         self._rows = list(history)
         self._writer = _tensorboard(self._output, len(history))
         self._task = self._progress.add_task(

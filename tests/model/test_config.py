@@ -232,6 +232,15 @@ def test_an_output_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert output.read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [("/proc/x", "cannot be written: No such"), ("/proc/1", "cannot be written"), ("x" * 300, "too long")],
+)
+def test_an_output_that_cannot_be_written_is_refused(output: str, said: str) -> None:
+    with RunLog(Path(output)) as log, pytest.raises(ConfigurationError, match=f"^{output} .*{said}.*--output$"):
+        train(parse_config(tables()), Path(output), log)
+
+
 def test_a_value_is_set_in_a_copy() -> None:
     values = {"name": "run", "loss": {"alpha": 0.1}}
     changed = set_value(set_value(values, "loss.alpha", 0.3), "training.epochs", 2)
