@@ -1,14 +1,17 @@
 """Classes spread over two and four gloo processes, against the loss of a mixture that is whole."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from model.devices import Devices
+from model.devices import ALONE, Devices
 from model.errors import CheckpointError, ConfigurationError
 from model.losses import LGMLoss
 from model.mixture import GaussianMixture
@@ -150,6 +153,67 @@ def test_a_shard_of_another_time_is_named(saved: Path, root: Path) -> None:
     shutil.copy(root / "4" / "case4" / shard_name(3, 4), saved)
     with pytest.raises(CheckpointError, match=r"mixture-00004-of-00004\.safetensors: its prior is learned"):
         load_mixture(saved)
+
+
+def test_a_shard_in_another_s_place_is_named(saved: Path) -> None:
+    first, second = (saved / shard_name(rank, 4) for rank in range(2))
+    (kept := saved / "kept").write_bytes(second.read_bytes())
+    shutil.copy(first, second)
+    with pytest.raises(CheckpointError, match=r"00002-of-00004.* it holds classes \[0, 6\), not \[6, 12\)"):
+        load_mixture(saved)
+    kept.rename(first)  # the two are swapped now
+    with pytest.raises(CheckpointError, match=r"00001-of-00004.* it holds classes \[6, 12\), not \[0, 6\)"):
+        load_mixture(saved)
+
+
+def test_a_flipped_bit_is_found_by_those_who_read_it(saved: Path) -> None:
+    path = saved / shard_name(3, 4)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    for peers in (ALONE, Devices(rank=1, size=2)):
+        with pytest.raises(CheckpointError, match=r"mixture-00004-of-00004\.safetensors is damaged: its digest"):
+            load_shard(saved, peers)
+
+
+def rewritten(path: Path, keep: Callable[[str], bool], **tensors: torch.Tensor) -> None:
+    """The shard again with the entries of its metadata that are to be kept, and other tensors."""
+    with safe_open(path, "pt") as file:
+        metadata = {name: value for name, value in file.metadata().items() if keep(name)}
+    save_file(load_file(path) | tensors, path, metadata)
+
+
+def test_a_file_that_does_not_say_what_it_is_is_named(saved: Path) -> None:
+    rewritten(saved / shard_name(0, 4), lambda name: False)
+    with pytest.raises(CheckpointError, match=r"00001-of-00004.* is not a shard: it does not say its num_classes"):
+        load_mixture(saved)
+
+
+def test_other_tensors_than_a_shard_s_are_named(saved: Path) -> None:
+    rewritten(saved / shard_name(2, 4), lambda name: True, means=torch.zeros(5, NUM_FEATURES))
+    with pytest.raises(CheckpointError, match=r"00003-of-00004.*'means': \[5, 6\].*, not .*'means': \[6, 6\]"):
+        load_mixture(saved)
+    rewritten(saved / shard_name(2, 4), lambda name: True, means=torch.zeros(6, NUM_FEATURES, dtype=torch.float64))
+    with pytest.raises(CheckpointError, match=r"00003-of-00004.*: its dtype is F64, but F32 in the first"):
+        load_mixture(saved)
+
+
+def test_shards_of_earlier_versions_have_no_digest(saved: Path) -> None:
+    expected = load_mixture(saved).state_dict()
+    for rank in range(4):
+        rewritten(saved / shard_name(rank, 4), lambda name: name != "digest")
+    for name, values in load_mixture(saved).state_dict().items():
+        assert torch.equal(values, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_shards_keep_their_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    mixture = whole(CASES[4], 4)[0].to(dtype)
+    for rank in range(3):
+        save_shard(mixture.shard(Devices(rank=rank, size=3)), tmp_path, step=1)
+    for name, values in load_mixture(tmp_path).state_dict().items():
+        assert values.dtype == dtype
+        assert torch.equal(values, mixture.state_dict()[name]), name
 
 
 def test_two_sets_of_shards_and_none_are_refused(saved: Path, tmp_path: Path) -> None:
