@@ -51,10 +51,14 @@ class Registry:
             self._switch(engine)
 
     def engine_for(self, name: str | None = None, version: str | None = None) -> Engine:
-        """A loaded version; by default the default model's active one. Raises UnknownModelError, NotReadyError."""
-        name = self._default if name is None else name
-        if name is None:
+        """A loaded version; by default the default model's active one.
+
+        Raises UnknownModelError, and NotReadyError for whatever name until the default model is loaded: its name is
+        not known before, and who is told that a model is unknown does not come back.
+        """
+        if self._default is None:
             raise NotReadyError("the model is not loaded yet")
+        name = self._default if name is None else name
         version = self._active.get(name) if version is None else version
         engine = self._engines.get((name, version or ""))
         if engine is None:

@@ -20,12 +20,13 @@ ModelInferRequest = messages.REQUESTS["ModelInfer"]
 Scenario = Callable[[Runtime, grpc.aio.Channel], Awaitable[None]]
 
 
-def run_scenario(settings: Settings, scenario: Scenario, **given: Any) -> None:
-    """Against a server with these settings, and those given on top."""
+def run_scenario(settings: Settings, scenario: Scenario, *, loaded: bool = True, **given: Any) -> None:
+    """Against a server with these settings, and those given on top; loaded: whether its model is."""
 
     async def main() -> None:
         runtime = Runtime(settings=load_settings(**{**settings.model_dump(), "grpc_port": 0, **given}))
-        await runtime.registry.load_default()
+        if loaded:
+            await runtime.registry.load_default()
         server, port = await listen(runtime)
         try:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

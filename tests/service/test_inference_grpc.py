@@ -288,6 +288,17 @@ def test_a_full_queue_refuses_at_once_and_a_deadline_gives_up(run, images):
     run(scenario, queue_capacity=8, max_instances=8)
 
 
+def test_before_the_model_is_loaded_it_is_unavailable_and_not_unknown(run, images):
+    async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
+        early = await outcome(channel, "ModelInfer", raw(images))
+        assert (early.code(), early.details()) == (grpc.StatusCode.UNAVAILABLE, "the model is not loaded yet")
+        assert "grpc-retry-pushback-ms" in dict(early.trailing_metadata())
+        ready = await outcome(channel, "ModelReady", messages.REQUESTS["ModelReady"](name="digits"))
+        assert not messages.ModelReadyResponse.FromString(ready).ready
+
+    run(scenario, loaded=False)
+
+
 def test_what_nobody_expected_is_an_internal_error_that_tells_nothing(run, images, caplog, monkeypatch):
     async def scenario(runtime: Runtime, channel: grpc.aio.Channel) -> None:
         monkeypatch.setattr(Engine, "screen", lambda *arguments, **options: 1 / 0)

@@ -97,6 +97,17 @@ def test_before_the_model_is_loaded_it_is_alive_and_not_ready(settings, digit_fi
         assert response.json()["detail"] == "the model is not loaded yet"
 
 
+@pytest.mark.parametrize("name", ["digits", "another"])
+def test_before_the_model_is_loaded_no_name_is_unknown(settings, name):
+    client = TestClient(create_app(settings), base_url="http://localhost")  # not entered: its start-up has not run
+    for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/1"):
+        for response in (client.get(path), client.get(f"{path}/ready"), client.post(f"{path}/infer", json={})):
+            assert response.status_code == 503
+            assert response.headers["retry-after"] == "1"
+            assert response.json()["type"].endswith(":not-ready")
+    assert client.post(f"/v1/models/{name}/rollback").status_code == 503
+
+
 def test_while_draining_it_answers_but_is_not_ready(make_client, digit_files):
     client = make_client()
     client.app.state.runtime.draining = True
