@@ -1,7 +1,6 @@
 """Judging many images: files, folders or a data set -> one row each, streamed to CSV or Parquet."""
 
 import csv
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from model.errors import DataError, ImageError
 from model.image_files import Met, image_files
 from model.image_set import ImageSet, to_unit
 from model.image_tensors import read_image
+from model.output import STANDARD_OUTPUT, told_of, written
 
 CHUNK = 256
 Row = dict[str, Any]
@@ -84,14 +84,9 @@ def judge_chunk(screener: Screener, names: Sequence[str], images: Sequence[Tenso
     good = [image for image in images if isinstance(image, Tensor)]
     judged = iter(_rows(screener, torch.stack(good)) if good else [])
     return [
-        {"image": _written(name), **(next(judged) if isinstance(image, Tensor) else _failed(screener, image))}
+        {"image": written(name), **(next(judged) if isinstance(image, Tensor) else _failed(screener, image))}
         for name, image in zip(names, images, strict=True)
     ]
-
-
-def _written(text: str) -> str:
-    """As UTF-8 can hold it: bytes of a file's name that are none are told as escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def screen_set(screener: Screener, images: ImageSet) -> Iterator[list[Row]]:
@@ -125,12 +120,12 @@ def row_writer(output: Path | None) -> Iterator[Write]:
     Raises DataError for another ending, a folder that does not exist or cannot be written to.
     """
     if output is None:
-        with _told_of("standard output"):
+        with told_of(STANDARD_OUTPUT):
             yield _csv_writer(sys.stdout)
             sys.stdout.flush()
         return
     check_output(output)
-    with _told_of(output), TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+    with told_of(output), TemporaryDirectory(prefix=".", dir=output.parent) as folder:
         temporary = Path(folder, output.name)
         if output.suffix == ".csv":
             with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -139,17 +134,6 @@ def row_writer(output: Path | None) -> Iterator[Write]:
             with _parquet_writer(temporary) as write:
                 yield write
         temporary.replace(output)
-
-
-@contextmanager
-def _told_of(output: Path | str) -> Iterator[None]:
-    """Raises DataError naming what cannot be written; who stops reading a pipe has all that he wants."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise DataError(f"{output} cannot be written: {error.strerror}") from None
 
 
 def _rows(screener: Screener, images: Tensor) -> list[Row]:
@@ -178,7 +162,7 @@ def _columns(screener: Screener, verdicts: Verdicts) -> dict[str, list[Any]]:
 def _failed(screener: Screener, error: str) -> Row:
     names = ["label", "class_index", "probability", "log_likelihood", "p_value", "flagged"]
     names += [f"{detector}_{kind}" for detector in screener.detectors for kind in ("score", "p_value")]
-    return {**dict.fromkeys(names), "error": _written(error)}
+    return {**dict.fromkeys(names), "error": written(error)}
 
 
 def _chunks(files: Iterable[Path]) -> Iterator[list[Path]]:

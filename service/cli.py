@@ -1,5 +1,7 @@
 """The lgm command, assembled from the rooms."""
 
+import os
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -12,6 +14,7 @@ from model.errors import ConfigurationError, LGMGuardError
 from service.client.errors import ClientError
 
 USER_ERROR = 2
+READER_GONE = 141  # as a shell tells of those that SIGPIPE ended
 # No traceback with local variables, no markup in help texts, no script for a shell.
 PLAIN: dict[str, Any] = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "add_completion": False}
 
@@ -68,6 +71,9 @@ class Commands(TyperGroup):
         except (LGMGuardError, ClientError) as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
             raise typer.Exit(USER_ERROR) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
+            raise typer.Exit(READER_GONE) from None
 
 
 def load(name: str) -> Any:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.image_files import SUFFIXES, image_files
+from model.output import STANDARD_OUTPUT, told_of, written
 from service.client.answers import FailedPrediction, Prediction
 from service.client.client import Client
 from service.client.common import DEFAULT_URL
@@ -40,7 +41,11 @@ def predict(
     form = _form(as_json, as_csv)
     files = find_files(paths)
     failed = flagged = 0
-    with Client(url, key=key, timeout_seconds=timeout, max_instances=FILES_AT_ONCE) as client, form() as write:
+    with (
+        Client(url, key=key, timeout_seconds=timeout, max_instances=FILES_AT_ONCE) as client,
+        told_of(STANDARD_OUTPUT),
+        form() as write,
+    ):
         for rows in _ask(client, files):
             write(rows)
             failed += sum(row["error"] is not None for row in rows)
@@ -77,9 +82,10 @@ def _ask(client: Client, files: list[Path]) -> Iterator[list[Row]]:
 
 
 def _row(path: Path, prediction: Prediction | FailedPrediction) -> Row:
+    image = written(str(path))
     if isinstance(prediction, FailedPrediction):
-        return {**dict.fromkeys(COLUMNS), "image": str(path), "error": prediction.error.detail}
-    return {"image": str(path), **asdict(prediction), "error": None}
+        return {**dict.fromkeys(COLUMNS), "image": image, "error": prediction.error.detail}
+    return {"image": image, **asdict(prediction), "error": None}
 
 
 def _form(as_json: bool, as_csv: bool) -> Callable[[], AbstractContextManager[Write]]:
@@ -104,6 +110,7 @@ def _csv() -> Iterator[Write]:
         writer.writerows(rows)
 
     yield write
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -120,7 +127,10 @@ def _table() -> Iterator[Write]:
             table.add_row(Text(row["image"]), *map(Text, _cells(row)))  # as text: a name may hold markup
 
     yield write
-    Console().print(table)
+    console = Console()
+    with console.capture() as drawn:  # by itself it ends the process where nobody reads
+        console.print(table)
+    print(drawn.get(), end="", flush=True)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,4 +1,5 @@
 import csv
+import io
 import math
 import os
 from contextlib import suppress
@@ -168,6 +169,13 @@ def test_a_standard_output_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch
         monkeypatch.undo()
         with suppress(OSError):
             full.close()
+
+
+def test_a_standard_output_whose_encoding_lacks_a_character_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    said = r"^standard output cannot be written: its encoding, ascii, lacks '\\xfc'"
+    with pytest.raises(DataError, match=said), row_writer(None) as write:
+        write([{"image": "ü.png", "error": None}])
 
 
 def test_a_neighbouring_file_of_the_users_stays(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import pytest
 from typer.testing import CliRunner
 
 from detectors import Screener
-from service.cli import app
+from service.cli import READER_GONE, app
+from tests.server import TIMEOUT
 from tests.service.client.scripted import ScriptedServer, answer, answered, problem
 
 runner = CliRunner()
+FORMS = [pytest.param(form, id=name) for name, form in {"table": [], "json": ["--json"], "csv": ["--csv"]}.items()]
 
 
 @pytest.fixture
@@ -58,6 +63,56 @@ def test_csv_and_a_status_of_one_where_an_image_failed(url: str, folder: Path, t
     assert table.exit_code == 1
     assert "[bold]missing.png" in table.stdout
     assert "error: cannot be read" in table.stdout
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_name_that_is_not_utf_8_is_written_as_escapes(url: str, folder: Path, form: list[str]) -> None:
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "0.png").read_bytes())
+    (folder / os.fsdecode(b"bad\xff.png")).write_bytes(b"no image")
+    result = run(folder, *form, "--url", url, COLUMNS="300")
+    assert result.exit_code == 1, result.output
+    shown = result.stdout.replace(r"\\", "\\")  # in JSON a backslash is two
+    for name in (r"caf\xe9.png", r"bad\xff.png"):
+        assert f"{folder / name}" in shown
+
+
+def in_a_process(*arguments: object, stdout: int, **environment: str) -> tuple[int, str]:
+    """Status and standard error of the command with this standard output."""
+    command = [Path(sys.executable).with_name("lgm"), "predict", *map(str, arguments)]
+    finished = subprocess.run(
+        command,
+        env={**os.environ, "COLUMNS": "200", **environment},
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    return finished.returncode, finished.stderr
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_standard_output_that_is_full_is_one_line(url: str, folder: Path, form: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        told = in_a_process(folder, *form, "--url", url, stdout=full.fileno())
+    assert told == (2, "error: standard output cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pipe_that_nobody_reads_ends_it_as_it_ends_others(url: str, folder: Path, form: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        told = in_a_process(folder, *form, "--url", url, stdout=closed.fileno())
+    assert told == (READER_GONE, "")
+
+
+@pytest.mark.parametrize("form", [[], ["--csv"]], ids=["table", "csv"])
+def test_an_encoding_that_lacks_a_character_is_named(url: str, folder: Path, form: list[str]) -> None:
+    (folder / "0.png").rename(folder / "ü.png")
+    told = in_a_process(folder, *form, "--url", url, stdout=subprocess.DEVNULL, PYTHONIOENCODING="ascii")
+    reason = r"its encoding, ascii, lacks '\xfc'; PYTHONIOENCODING=utf-8 sets another"
+    assert told == (2, f"error: standard output cannot be written: {reason}\n")
 
 
 def test_flagged_and_withheld_images_are_told(tmp_path: Path) -> None:
