@@ -4,6 +4,7 @@ A change that is broken changes nothing: the keys read before stay, and the log 
 to the file itself, so that two commands do not lose each other's keys and a mounted file stays the same file.
 """
 
+import fcntl
 import logging
 import os
 import stat
@@ -75,14 +76,24 @@ def append_revocation(path: Path, key_id: str) -> None:
 def _append(path: Path, table: str, entry: dict[str, str], flags: int) -> None:
     block = f"\n[[{table}]]\n" + "".join(f"{name} = {value}\n" for name, value in entry.items())
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | flags, 0o600)
-        try:
-            os.write(descriptor, block.encode())
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with open(os.open(path, os.O_RDWR | os.O_APPEND | flags, 0o600), "r+b", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)  # until it is closed: nobody appends between the check and the write
+            _check_appended(path, stream.read() + block.encode(), table)
+            stream.write(block.encode())
+            os.fsync(stream.fileno())
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _check_appended(path: Path, content: bytes, table: str) -> None:
+    """Raises KeyFileError where the file would be none any more, though each part of it may be sound."""
+    if len(content) > MAX_FILE_BYTES:
+        raise KeyFileError(f"{path} is full: {MAX_FILE_BYTES} bytes are the limit; take out keys that have expired")
+    try:
+        parse_keys(content.decode("utf-8"))
+    except (KeyFileError, UnicodeDecodeError) as error:
+        advice = f"write what stands in `{table} = [...]` as [[{table}]] tables, and nothing for `{table} = []`"
+        raise KeyFileError(f"{path} stays as it is: no [[{table}]] table can be added: {error}; {advice}") from None
 
 
 def _timestamp(moment: datetime) -> str:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from service.cli import app
 from service.errors import KeyFileError
 from service.file_watch import FileWatch
-from service.key_file import KeyFile, append_key, append_revocation, read_keys
+from service.key_file import MAX_FILE_BYTES, KeyFile, append_key, append_revocation, read_keys
 from service.keys import Key, KeyRing, Role, digest_of, make_key, parse_keys
 
 runner = CliRunner()
@@ -252,6 +252,40 @@ def test_what_is_wrong_is_one_line(path, arguments, message):
     assert re.search(message, result.stderr)
     assert result.stderr.count("\n") == 1
     assert path.read_text() == content
+
+
+INLINE = f'keys = [{{id="a-1", role="admin", sha256="{"0" * 64}", created=2026-01-01T00:00:00Z}}]\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments", "message"),
+    [
+        (INLINE, ["new", "--role", "predict", "--name", "ci"], r"no \[\[keys\]\] .* as \[\[keys\]\] tables"),
+        (
+            "revoked = []\n" + ENTRY.format(id="a-1", sha256="0" * 64),
+            ["revoke", "a-1"],
+            r"nothing for `revoked = \[\]`",
+        ),
+    ],
+)
+def test_what_would_break_the_file_is_refused(path, content, arguments, message):
+    path.touch(0o600)
+    path.write_text(content)
+    assert invoke("list", "--file", str(path)).exit_code == 0
+    result = invoke(*arguments, "--file", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert re.search(message, result.stderr)
+    assert result.stderr.count("\n") == 1
+    assert path.read_text() == content
+
+
+def test_what_would_make_the_file_larger_than_is_read_is_refused(path):
+    path.touch(0o600)
+    path.write_text("#" * MAX_FILE_BYTES)
+    assert read_keys(path).keys == ()
+    with pytest.raises(KeyFileError, match=f"is full: {MAX_FILE_BYTES} bytes"):
+        append_key(path, key_of("text"))
+    assert read_keys(path).keys == ()
 
 
 def test_nothing_is_added_to_a_broken_file(path):
