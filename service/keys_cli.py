@@ -20,14 +20,16 @@ KeysFile = Annotated[
     Path, typer.Option("--file", envvar="LGM_API_KEYS", help="The file of keys; that of the setting api_keys.")
 ]
 UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-NAME = re.compile(r"[A-Za-z0-9._-]{1,48}")
+NAME = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]{0,47}")  # after a - it would be an option of lgm keys revoke
 
 
 @app.command()
 def new(
     file: KeysFile,
     role: Annotated[RoleName, typer.Option(help="What its holder may do; each includes the one before.")],
-    name: Annotated[str, typer.Option(help="Whose key it is: 1 to 48 of A-Z a-z 0-9 . _ -; it may be logged.")],
+    name: Annotated[
+        str, typer.Option(help="Whose key it is: 1 to 48 of A-Z a-z 0-9 . _ -, first no -; may be logged.")
+    ],
     expires: Annotated[str | None, typer.Option(help="How long it is valid: 12h, 90d, 4w; else forever.")] = None,
 ) -> None:
     """Make a key and print it, this once; the file, which is made if need be, gets its hash."""
@@ -83,7 +85,7 @@ def _state(key: Key) -> str:
 
 def _checked_name(name: str) -> str:
     if not NAME.fullmatch(name):
-        raise KeyFileError(f"--name: 1 to 48 of A-Z a-z 0-9 . _ - are taken, got {name!r}")
+        raise KeyFileError(f"--name: 1 to 48 of A-Z a-z 0-9 . _ - are taken, first no -, got {name!r}")
     return name
 
 

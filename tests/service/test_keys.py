@@ -239,6 +239,7 @@ def test_keys_made_at_once_are_all_kept(path):
     ("arguments", "message"),
     [
         (["new", "--role", "predict", "--name", "a b"], "--name: 1 to 48 of"),
+        (["new", "--role", "predict", "--name", "-x"], "--name: 1 to 48 of .*, first no -, got '-x'"),
         (["new", "--role", "predict", "--name", "ci", "--expires", "soon"], "--expires: a number .* got 'soon'"),
         (["new", "--role", "predict", "--name", "ci", "--expires", "0d"], "--expires: a number"),
         (["revoke", "nobody-1"], "no key has the id 'nobody-1'"),
