@@ -6,7 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from detectors.comparison.settings import Comparison, ComparisonError, Experiment, Value
+from detectors.comparison.settings import SEED, Comparison, ComparisonError, Experiment, Value
 from model.config import Config, parse_config
 from model.losses.known import GAUSSIAN
 from model.overrides import set_value, with_loss
@@ -75,7 +75,7 @@ def _runs(experiment: Experiment, training: Mapping[str, Any], output: Path) -> 
             changes = {**experiment.changes, **experiment.options.get(loss, {}), **point}
             if loss == "distillation":
                 changes["loss.teacher"] = _teacher(experiment, seen, seed, output)
-            config = _configured(experiment, training, loss, {**changes, "training.seed": seed})
+            config = _configured(experiment, training, loss, {**changes, SEED: seed})
             run = Run(experiment=experiment, training=variant, seed=seed, grid=point, config=config)
             seen[variant, seed] = run.key
             runs.append(run)

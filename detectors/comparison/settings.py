@@ -1,9 +1,9 @@
 """A comparison as a TOML file tells it: which losses, on what, how often, under which attacks."""
 
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -17,16 +17,27 @@ _checked = ConfigDict(extra="forbid")
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
 
-def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
-    if len(set(seeds)) < len(seeds):
-        raise ValueError("the same seed twice is the same run twice")
-    return seeds
-
-
-Seeds = Annotated[
-    tuple[Annotated[int, Field(ge=0, strict=True)], ...], Field(min_length=1), AfterValidator(_distinct)
-]
 Value = float | int | str | bool | tuple[str, ...]
+Member = TypeVar("Member")
+Table = TypeVar("Table", bound=Mapping[str, Any])
+SEED = "training.seed"
+
+
+def _distinct(values: tuple[Member, ...]) -> tuple[Member, ...]:
+    for place, value in enumerate(values):
+        if value in values[:place]:
+            raise ValueError(f"{value!r} twice is the same run twice")
+    return values
+
+
+def _seedless(changes: Table) -> Table:
+    if SEED in changes:
+        raise ValueError(f"{SEED} is set by the experiment's seeds; list them there")
+    return changes
+
+
+Several = Annotated[tuple[Member, ...], Field(min_length=1), AfterValidator(_distinct)]
+Changes = Annotated[dict[str, Value], AfterValidator(_seedless)]
 
 
 class ComparisonError(LGMGuardError):
@@ -66,12 +77,12 @@ class Experiment:
 
     name: Name
     title: str
-    losses: Annotated[tuple[str, ...], Field(min_length=1)]
+    losses: Several[str]
     question: str = ""
-    seeds: Seeds = (0,)
-    changes: dict[str, Value] = Field(default_factory=dict)
-    options: dict[str, dict[str, Value]] = Field(default_factory=dict)
-    grid: dict[str, Annotated[tuple[Value, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    seeds: Several[Annotated[int, Field(ge=0, strict=True)]] = (0,)
+    changes: Changes = Field(default_factory=dict)
+    options: dict[str, Changes] = Field(default_factory=dict)
+    grid: Annotated[dict[str, Several[Value]], AfterValidator(_seedless)] = Field(default_factory=dict)
     reference: str | None = None
     teacher: str = "softmax"
     fitted: bool = False
@@ -79,7 +90,7 @@ class Experiment:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=_checked)
 class Comparison:
-    """The whole file. training: a training configuration (see model/configs) without name and loss."""
+    """The whole file. training: a training configuration (see model/configs) without name, loss and seed."""
 
     name: Name
     training: dict[str, Any]
