@@ -31,11 +31,14 @@ def _table(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def set_value(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The tables with another value at table.key; what was given is not changed."""
+    """The tables with another value at table.key; what was given is not changed.
+
+    Raises ConfigurationError where table is none.
+    """
     table, dot, rest = key.partition(".")
     if not dot:
         return {**values, key: value}
-    return {**values, table: set_value(values.get(table, {}), rest, value)}
+    return {**values, table: set_value(_table(values, table), rest, value)}
 
 
 def apply(values: dict[str, Any], override: str) -> None:

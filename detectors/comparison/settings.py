@@ -1,7 +1,7 @@
 """A comparison as a TOML file tells it: which losses, on what, how often, under which attacks."""
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -113,8 +113,20 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> Comparison:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        raise ConfigurationError("comparison refused: " + "; ".join(problems)) from None
+        raise ConfigurationError("comparison refused: " + "; ".join(_problems(error))) from None
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    """A line each. A list is called too short of what was refused in it, which is no fault of its own."""
+    places = [problem["loc"] for problem in error.errors()]
+    for problem in error.errors():
+        place = problem["loc"]
+        if problem["type"] == "too_short" and any(place == other[: len(place)] != other for other in places):
+            continue
+        said = problem["msg"]
+        if problem["type"] == "tuple_type":
+            said = "must be an array of tables, [[experiments]]" if place == ("experiments",) else "must be an array"
+        yield f"{'.'.join(map(str, place))}: {said}"
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -324,6 +324,8 @@ def refused(text: str, tmp_path: Path, *arguments: str) -> LGMGuardError:
         ("seeds = [0, 1]", "options = { arcface = {} }", "options for arcface, which is not among its losses"),
         ('name = "grid"', 'name = "plane"', "experiments need names of their own"),
         ("epochs = 1", "epoch = 1", r"training\.epoch"),
+        ("training = { epochs = 1, batch_size = 32 }", "training = 3", "training must be a table, got 3"),
+        ("seeds = [0, 1]", "seeds = 3", r"experiments\.1\.seeds: must be an array$"),
         ('"loss.alpha" = [', '"loss.margin" = [', r"loss\.margin: lgm has no such option"),
         ('title = "Grid"', "", r"experiments\.2\.title: Field required"),
         ('"data.left_out" = ["8", "9"]', '"data.left_out" = ["8"]', r"verification: data\.left_out must name two"),
@@ -335,6 +337,23 @@ def test_what_cannot_be_compared_is_refused_before_any_training(
 ) -> None:
     assert old in TOML
     assert re.search(said, str(refused(TOML.replace(old, new), tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("experiments", "said"),
+    [
+        ("[[experiments]]\nsees = 1", r"experiments\.0\.name: Field required; .*experiments\.0\.sees: Unexpected"),
+        (
+            "[experiments.plane]\nlosses = []",
+            r"experiments: must be an array of tables, \[\[experiments\]\]$",
+        ),
+        ("experiments = []", "experiments: Tuple should have at least 1 item"),
+    ],
+)
+def test_refused_experiments_are_told_of_by_what_is_wrong_alone(experiments: str, said: str, tmp_path: Path) -> None:
+    error = str(refused(f"name = 'tiny'\n{experiments}\n[training]", tmp_path))
+    assert re.search(said, error), error
+    assert "at least 1" not in error or "= []" in experiments
 
 
 @pytest.mark.parametrize(
