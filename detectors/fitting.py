@@ -58,7 +58,7 @@ def fit_screener(
     _check_finished(checkpoint)
     check_rate(false_alarm_rate)
     names = check_names([*detectors, *beside])
-    splits = load_splits(data)
+    splits = load_splits(data, checkpoint.image_format)
     _check_data(checkpoint, splits, data)
     network = checkpoint.build_network().to(device).requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -131,11 +131,6 @@ def _check_finished(checkpoint: Checkpoint) -> None:
 
 
 def _check_data(checkpoint: Checkpoint, splits: Splits, data: DataConfig) -> None:
-    if splits.image_format.shape != checkpoint.image_format.shape:
-        raise DataError(
-            f"{data.name} has images of shape {splits.image_format.shape}; "
-            f"the checkpoint was trained on {checkpoint.image_format.shape}"
-        )
     if splits.train.class_names != checkpoint.class_names:
         raise DataError(
             f"{data.name} has classes {', '.join(splits.train.class_names)}; "

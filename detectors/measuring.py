@@ -110,11 +110,7 @@ def foreign_images(name: str, data: DataConfig, image_format: ImageFormat) -> Te
     check_abnormal(name)
     if name not in DATA_SETS:
         return _mixed(torch.stack([read_image(path, image_format) for path in image_files(Path(name))]))
-    foreign = load_splits(parse_data_config({"name": name, "directory": data.directory})).test.images
-    if tuple(foreign.shape[1:]) != image_format.shape:
-        raise DataError(
-            f"{name} has images of shape {tuple(foreign.shape[1:])}, the bundle takes {image_format.shape}"
-        )
+    foreign = load_splits(parse_data_config({"name": name, "directory": data.directory}), image_format).test.images
     return _mixed(foreign) if name == "image-folder" else foreign
 
 

@@ -26,13 +26,18 @@ class Splits:
     image_format: ImageFormat
 
 
-def load_splits(config: DataConfig) -> Splits:
+def load_splits(config: DataConfig, model_format: ImageFormat | None = None) -> Splits:
     """Load a data set and part it; the official test set stays whole and untouched.
 
-    Raises DataError: directory not given, files missing (and what to do), an unreadable image, a class
-    without enough images.
+    model_format: what the model takes that the images are for, where there is one already. Image folders are read as
+    it says, whatever size and channels the configuration gives.
+
+    Raises DataError: directory not given, files missing (and what to do), an unreadable image, images of another
+    shape than the model's, a class without enough images.
     """
-    train, test, resize = _LOADERS[config.name](config)
+    train, test, resize = _load(config, model_format)
+    if model_format is not None:
+        _check_shape(config, train, model_format)
     train, test = (without(images, config.left_out) for images in (train, test))
     if len(train.class_names) < 2:
         raise DataError(f"data.left_out leaves {len(train.class_names)} classes; a classifier needs at least 2")
@@ -45,8 +50,19 @@ def load_splits(config: DataConfig) -> Splits:
 
 def unseen_classes(config: DataConfig) -> ImageSet:
     """The test images of the classes that are left out of all splits."""
-    _, test, _ = _LOADERS[config.name](config)
+    _, test, _ = _load(config)
     return without(test, tuple(name for name in test.class_names if name not in config.left_out))
+
+
+def _load(config: DataConfig, model_format: ImageFormat | None = None) -> tuple[ImageSet, ImageSet, bool]:
+    if config.name == "image-folder":
+        return load_image_folder(data_directory(config), config, model_format)
+    return _LOADERS[config.name](config)
+
+
+def _check_shape(config: DataConfig, images: ImageSet, model_format: ImageFormat) -> None:
+    if (shape := tuple(images.images.shape[1:])) != model_format.shape:
+        raise DataError(f"{config.name} has images of shape {shape}; the model takes {model_format.shape}")
 
 
 def data_directory(config: DataConfig) -> Path:
@@ -110,5 +126,4 @@ _LOADERS: dict[str, _Loader] = {
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "digits": _digits,
-    "image-folder": lambda config: load_image_folder(data_directory(config), config),
 }

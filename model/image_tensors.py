@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from model.errors import DataError, ImageError
-from model.images import MAX_PIXELS, ImageFormat, ImageSizeError, decode_pixels
+from model.images import MAX_PIXELS, ImageFormat, ImageSizeError, decode_pixels, native_format
 
 
 def decode_image(data: bytes, image_format: ImageFormat, *, max_pixels: int = MAX_PIXELS) -> UInt8[Tensor, "c h w"]:
@@ -18,20 +18,37 @@ def decode_image(data: bytes, image_format: ImageFormat, *, max_pixels: int = MA
     return torch.from_numpy(decode_pixels(data, image_format, max_pixels=max_pixels))
 
 
-def read_images(paths: Sequence[Path], image_format: ImageFormat) -> UInt8[Tensor, "n c h w"]:
-    """Decode files, several at a time. Raises DataError naming the first that cannot be used."""
+def read_images(
+    paths: Sequence[Path], image_format: ImageFormat, *, sized_by: Path | None = None
+) -> UInt8[Tensor, "n c h w"]:
+    """Decode files, several at a time. Raises DataError naming the first that cannot be used.
+
+    sized_by: the file that the format's size was taken from, where there is no model yet.
+    """
     images = torch.empty((len(paths), *image_format.shape), dtype=torch.uint8)
 
     def read(row: int) -> None:
         try:
             images[row] = read_image(paths[row], image_format)
-        except ImageSizeError as error:
-            raise DataError(f"{error}; set data.image_size to resize all images to one size") from None
+        except ImageSizeError:
+            if sized_by is None:
+                raise
+            raise DataError(_unlike(paths[row], sized_by)) from None
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         for _ in pool.map(read, range(len(paths))):
             pass
     return images
+
+
+def _unlike(path: Path, first: Path) -> str:
+    (_, height, width), (_, first_height, first_width) = (
+        native_format(file.read_bytes()).shape for file in (path, first)
+    )
+    return (
+        f"{path}: image is {width} x {height} pixels, but {first} is {first_width} x {first_height}; "
+        "set data.image_size to resize all images to one size"
+    )
 
 
 def read_image(path: Path, image_format: ImageFormat) -> UInt8[Tensor, "c h w"]:

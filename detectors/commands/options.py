@@ -41,18 +41,11 @@ def choose_data(configured: DataConfig | None, name: str | None, directory: Path
 
 
 def data_for(manifest: Manifest, name: str, directory: Path | None) -> DataConfig:
-    """The data set parted as for the bundle's fitting, so that its test images are none that it has seen.
-
-    Folders of images are brought to the bundle's channels, and to its size where it resizes.
-    """
+    """The data set parted as for the bundle's fitting, so that its test images are none that it has seen."""
     chosen = choose_data(None, name, directory)
     if manifest.data is not None and manifest.data.name == chosen.name:
         chosen = replace(chosen, split_seed=manifest.data.split_seed, left_out=manifest.data.left_out)
-    if chosen.name != "image-folder":
-        return chosen
-    channels, height, _ = manifest.image_shape
-    size = height if manifest.resize else None
-    return replace(chosen, num_channels=1 if channels == 1 else 3, image_size=size)
+    return chosen
 
 
 @contextmanager

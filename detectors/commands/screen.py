@@ -108,7 +108,7 @@ def _screen_here(
 
 
 def _of_set(screener: Screener, data: DataConfig, limit: int | None) -> tuple[int, Iterator[list[Row]]]:
-    images = load_splits(data).test
+    images = load_splits(data, screener.image_format).test
     images = images.select(torch.arange(min(limit or len(images), len(images))))
     return len(images), bulk.screen_set(screener, images)
 

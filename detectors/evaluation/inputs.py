@@ -73,7 +73,7 @@ def load_inputs(
     screener, manifest = load_bundle(bundle, device), load_manifest(bundle)
     if stored is None:
         data = data_for(manifest, settings.data, data_dir)
-        test: TestSet = load_splits(data).test
+        test: TestSet = load_splits(data, screener.image_format).test
     else:
         data = data_for(manifest, "image-folder", data_dir)
         test = stored_set(settings.data, screener.labels, screener.image_format, stored)
@@ -114,11 +114,6 @@ def _drawn(count: int, limit: int | None, seed: int) -> Tensor:
 
 
 def _check_fits(screener: Screener, test: TestSet, settings: Settings) -> None:
-    if isinstance(test, ImageSet) and tuple(test.images.shape[1:]) != screener.image_format.shape:
-        raise DataError(
-            f"{settings.data} has images of shape {tuple(test.images.shape[1:])}; "
-            f"the bundle takes {screener.image_format.shape}"
-        )
     if test.class_names != screener.labels:
         raise DataError(
             f"{settings.data} has classes {', '.join(test.class_names)}; the bundle has {', '.join(screener.labels)}"

@@ -237,7 +237,7 @@ def test_screen_refuses_a_data_set_of_another_shape_and_leaves_no_file(
 ) -> None:
     output = tmp_path / "judged.csv"
     error = refused("screen", digits_bundle, "--data", "mnist", "--data-dir", data_directory, "--output", output)
-    assert "must have shape (n >= 1, 1, 8, 8)" in error
+    assert "mnist has images of shape (1, 28, 28); the model takes (1, 8, 8)" in error
     assert list(tmp_path.iterdir()) == []
 
 

@@ -104,7 +104,7 @@ def test_images_of_another_shape_are_refused(digits_checkpoint: Checkpoint, tmp_
             pixels = np.random.default_rng(index).integers(0, 256, (9, 9), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
     data = DataConfig(name="image-folder", directory=str(tmp_path), calibration_fraction=0.5)
-    with pytest.raises(DataError, match=r"image-folder has images of shape \(1, 9, 9\); .* trained on \(1, 8, 8\)"):
+    with pytest.raises(DataError, match=r"0/0\.png: image is 9 x 9 pixels; this model takes 8 x 8 [^;]*$"):
         fit(digits_checkpoint, data)
 
 
@@ -257,5 +257,5 @@ def test_an_unreadable_file_of_an_abnormal_set_is_named(tmp_path: Path) -> None:
 @pytest.mark.data
 def test_an_abnormal_set_of_another_shape_is_refused(data_directory: Path) -> None:
     data = DataConfig(name="digits", directory=str(data_directory))
-    with pytest.raises(DataError, match=r"mnist has images of shape \(1, 28, 28\), the bundle takes \(1, 8, 8\)"):
+    with pytest.raises(DataError, match=r"mnist has images of shape \(1, 28, 28\); the model takes \(1, 8, 8\)"):
         abnormal_images("mnist", data, load_splits(data).test, DIGITS)

@@ -208,10 +208,26 @@ def test_mixed_sizes_need_an_image_size(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_images(tmp_path / name, 10)
     write_images(tmp_path / "dog", 1, size=(30, 20), seed=9)
-    with pytest.raises(DataError, match=r"9-0\.png: image is 30 x 20 pixels.*8 x 10.*set data\.image_size"):
+    said = r"dog/9-0\.png: image is 30 x 20 pixels, but .*cat/0-0\.png is 8 x 10; set data\.image_size to resize"
+    with pytest.raises(DataError, match=said):
         load_splits(image_folder(tmp_path))
     splits = load_splits(image_folder(tmp_path, image_size=16))
     assert splits.image_format == ImageFormat(shape=(3, 16, 16), resize=True)
+
+
+def test_a_model_s_own_format_decides_how_a_folder_is_read(tmp_path: Path) -> None:
+    """Files of two sizes and a configuration of a third: resized where the model resizes, else held against it."""
+    for name, size in (("cat", (8, 10)), ("dog", (30, 20))):
+        write_images(tmp_path / name, 10, size=size)
+    config, shape = image_folder(tmp_path, image_size=16, num_channels=3), (1, 12, 9)
+    assert load_splits(config, ImageFormat(shape=shape, resize=True)).test.images.shape[1:] == shape
+    with pytest.raises(DataError, match=r"0-0\.png: image is 8 x 10 pixels; this model takes 9 x 12 [^;]*$"):
+        load_splits(config, ImageFormat(shape=shape))
+
+
+def test_a_data_set_of_another_shape_than_the_model_s_is_refused() -> None:
+    with pytest.raises(DataError, match=r"digits has images of shape \(1, 8, 8\); the model takes \(1, 9, 8\)"):
+        load_splits(DataConfig(name="digits"), ImageFormat(shape=(1, 9, 8), resize=True))
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])

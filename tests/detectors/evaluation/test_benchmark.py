@@ -393,8 +393,12 @@ def test_data_that_do_not_fit_the_bundle_are_refused(digits_bundle: Path, tmp_pa
         (tmp_path / name).mkdir()
         for index in range(20):
             Image.new("L", (8, 8), index).save(tmp_path / name / f"{index}.png")
+    folder = replace(SMALL, data="image-folder")
     with pytest.raises(DataError, match="classes cat, dog; the bundle has 0, 1"):
-        load_inputs(digits_bundle, replace(SMALL, data="image-folder"), data_dir=tmp_path)
+        load_inputs(digits_bundle, folder, data_dir=tmp_path)
+    Image.new("L", (30, 44)).save(tmp_path / "cat" / "0.png")
+    with pytest.raises(DataError, match=r"cat/0\.png: image is 30 x 44 pixels; this model takes 8 x 8 [^;]*$"):
+        load_inputs(digits_bundle, folder, data_dir=tmp_path)
 
 
 def test_an_attack_that_needs_more_classes_is_refused_before_any_runs(
