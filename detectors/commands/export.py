@@ -4,11 +4,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from jaxtyping import Float
+from torch import Tensor
 
 from detectors.bundle import load_bundle
 from detectors.commands.options import Bundle, DataDirectory, data_for
 from detectors.manifest import load_manifest
+from detectors.screener import Screener
+from model.config import DataConfig
 from model.data import load_splits
+from model.errors import DataError
 from model.image_set import to_unit
 
 
@@ -30,7 +35,7 @@ def export(
     writing.check(output, format_name)
     screener = load_bundle(bundle)
     if check_data:
-        images = to_unit(load_splits(data_for(load_manifest(bundle), check_data, data_dir)).test.images[:limit])
+        images = _test_images(screener, data_for(load_manifest(bundle), check_data, data_dir))[:limit]
     else:
         images = agreement.sample_images(screener, limit)
     found = writing.export(
@@ -43,3 +48,10 @@ def export(
         max_batch_size=max_batch_size,
     )
     typer.echo(f"{output}: {screener.name} {screener.version} as {format_name}; {found.describe()}")
+
+
+def _test_images(screener: Screener, data: DataConfig) -> Float[Tensor, "n c h w"]:
+    try:
+        return to_unit(load_splits(data, screener.image_format).test.images)
+    except DataError as error:
+        raise DataError(f"--check-data: {error}") from None

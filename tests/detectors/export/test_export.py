@@ -319,6 +319,14 @@ def test_what_is_wrong_is_one_line(digits_bundle: Path, tmp_path: Path, options:
     assert not output.exists()
 
 
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_images_of_another_shape_are_refused_before_any_work(format_name: str, tmp_path: Path) -> None:
+    command = ["export", str(SHIPPED_BUNDLE), "--format", format_name, "--output", str(tmp_path / "out")]
+    result = runner.invoke(app, [*command, "--check-data", "digits"])
+    check_one_line(result, "--check-data: digits has images of shape (1, 8, 8); the model takes (1, 28, 28)")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_that_holds_something_is_refused(digits_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     check_one_line(runner.invoke(app, ["export", str(digits_bundle), "--output", str(tmp_path)]), "is not empty")
