@@ -11,12 +11,12 @@ import typer
 from detectors.commands.options import Address, Data, DataDirectory, Device, GpusPerActor, check_engine
 from detectors.evaluation.benchmark import Evaluation
 from detectors.evaluation.compare import compare as compare_results
-from detectors.evaluation.compare import load_results
 from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
 from detectors.evaluation.inputs import Inputs, load_inputs
 from detectors.evaluation.judging import Engine, OneProcess
 from detectors.evaluation.parts import check_folder, write_json, write_text
 from detectors.evaluation.report import write_report
+from detectors.evaluation.results import load_results
 from detectors.evaluation.settings import EvaluationError, Settings
 from detectors.evaluation.stored import Columns
 from detectors.evaluation.table import LiveTable, build_table, checks_table, output_console, worth_telling

@@ -1,15 +1,13 @@
 """Two evaluations side by side: the differences with their intervals."""
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from detectors.evaluation import metrics, pairs
-from detectors.evaluation.benchmark import RESULTS
 from detectors.evaluation.metrics import Interval
 from detectors.evaluation.pairs import Side
+from detectors.evaluation.results import Results
 from detectors.evaluation.settings import EvaluationError
 from detectors.evaluation.summaries import cell_of
 
@@ -32,15 +30,6 @@ TITLES = {
     "robust_accuracy_with_rejection": "right or flagged",
     "realised_false_alarm_rate": "false alarms",
 }
-NEEDED = ("bundle", "data", "rows", "checks", "settings")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Results:
-    """What results.json holds, and the folder that it lies in, beside the parts of its run."""
-
-    content: Mapping[str, Any]
-    folder: Path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,20 +77,6 @@ class Comparison:
         if paired == count:
             return f"Intervals {together}."
         return f"{paired} of {count} intervals {together}; the others {apart}." if paired else f"Intervals {apart}."
-
-
-def load_results(path: Path) -> Results:
-    """results.json, or that of a folder. Raises EvaluationError where it is none."""
-    file = path / RESULTS if path.is_dir() else path
-    try:
-        results = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise EvaluationError(f"{file} cannot be read: {error.strerror}") from None
-    except ValueError:
-        raise EvaluationError(f"{file} is not JSON") from None
-    if not isinstance(results, dict) or any(name not in results for name in NEEDED):
-        raise EvaluationError(f"{file} is not an evaluation's results")
-    return Results(content=results, folder=file.parent)
 
 
 def compare(first: Results, second: Results) -> Comparison:

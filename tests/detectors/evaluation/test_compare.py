@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 from scipy.stats import norm
 
-from detectors.evaluation.compare import TITLES, Comparison, Results, load_results
+from detectors.evaluation.compare import SHARES, TITLES, Comparison
 from detectors.evaluation.compare import compare as compare_results
 from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
+from detectors.evaluation.pairs import TASK
+from detectors.evaluation.results import Results, load_results
 from detectors.evaluation.settings import EvaluationError
+from detectors.evaluation.summaries import CELL
 from tests.detectors.evaluation.conftest import Finished
 from tests.detectors.evaluation.test_report import Page
 
@@ -135,7 +138,17 @@ def test_results_are_read_from_a_folder_or_a_file(finished: Finished) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "words"), [("{", "is not JSON"), ("[]", "not an evaluation"), ('{"rows": []}', "not an evaluation")]
+    ("content", "words"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "not an evaluation"),
+        ('{"rows": []}', "not an evaluation"),
+        ('{"schema_version": "1"}', "not an evaluation"),
+        ("[" * 10**5, "not an evaluation's results: nested too deeply"),
+        ('{"schema_version": 0}', "schema version 0; this version of lgm-guard reads 1: run lgm evaluate again"),
+        ('{"schema_version": 2}', "schema version 2; this version of lgm-guard reads 1: update lgm-guard"),
+        ('{"schema_version": 1}', "bundle: Field required"),
+    ],
 )
 def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "results.json").write_text(content)
@@ -143,6 +156,53 @@ def test_files_that_are_no_results_are_refused(tmp_path: Path, content: str, wor
         load_results(tmp_path)
     with pytest.raises(EvaluationError, match="cannot be read"):
         load_results(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rows": None}, "rows: Input should be a valid list"),
+        ({"rows": ["fgsm"]}, r"rows\.0: Input should be a valid dictionary"),
+        ({"bundle": None}, "bundle: Input should be a valid dictionary"),
+        ({"checks": None}, "checks: Input should be a valid list"),
+        ({"data": {}}, r"data\.name: Field required"),
+    ],
+)
+def test_results_that_are_incomplete_are_refused_by_name(
+    changes: dict[str, Any], words: str, results: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "results.json").write_text(json.dumps({**results, **changes}))
+    with pytest.raises(EvaluationError, match=rf"results\.json: {words}"):
+        load_results(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"auroc": "0.9"}, r"rows\.1\.auroc: Input should be a valid number"),
+        ({"auroc": 0.9, "auroc_interval": None}, r"rows\.1: .*auroc has no auroc_interval"),
+        ({"sr_at_5": 1.5}, r"rows\.1\.sr_at_5: .*less than or equal to 1"),
+        ({"tpr_at_fpr_5": float("nan")}, r"rows\.1\.tpr_at_fpr_5: Input should be a finite number"),
+        ({"eps": [0.1]}, r"rows\.1\.eps: Input should be a valid number"),
+        ({"seed": True}, r"rows\.1\.seed: Input should be a valid integer"),
+    ],
+)
+def test_rows_that_are_odd_are_refused_by_name(
+    changes: dict[str, Any], words: str, results: dict[str, Any], tmp_path: Path
+) -> None:
+    results["rows"][1] |= changes
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    with pytest.raises(EvaluationError, match=words):
+        load_results(tmp_path)
+
+
+def test_whatever_a_comparison_uses_of_a_row_must_be_there(results: dict[str, Any], tmp_path: Path) -> None:
+    used = {*CELL, *TASK, *TITLES, *SHARES.values(), "auroc_interval"}
+    for name in used:
+        rows = [{key: value for key, value in results["rows"][0].items() if key != name}]
+        (tmp_path / "results.json").write_text(json.dumps({**results, "rows": rows}))
+        with pytest.raises(EvaluationError, match=rf"rows\.0\.{name}: Field required"):
+            load_results(tmp_path)
 
 
 def test_the_page_stands_alone_and_escapes(results: dict[str, Any]) -> None:
