@@ -15,7 +15,7 @@ from model.config import MixtureConfig, NetworkConfig
 from model.errors import BundleError
 
 SCHEMA_VERSION = 5
-MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = (
+MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = FILES = (
     "bundle.json",
     "network.safetensors",
     "detectors.safetensors",

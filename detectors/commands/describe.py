@@ -10,9 +10,10 @@ from rich.console import Console
 from rich.table import Table
 
 from detectors.bundle import load_bundle
-from detectors.manifest import MANIFEST, load_manifest
+from detectors.manifest import FILES, MANIFEST, load_manifest
 from model.checkpoint import load_checkpoint
 from model.config import dump_config
+from model.errors import BundleError
 
 
 def describe(
@@ -20,6 +21,8 @@ def describe(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell what a bundle or a checkpoint holds: classes, data, configuration, figures."""
+    if path.name in FILES and path.with_name(MANIFEST).is_file():
+        raise BundleError(f"{path} is part of a bundle; name its folder, {path.parent}")
     facts = _bundle_facts(path) if (path / MANIFEST).exists() else _checkpoint_facts(path)
     if as_json:
         typer.echo(json.dumps(facts, indent=2, default=str))

@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from detectors import Screener, load_bundle
-from detectors.manifest import CARD, DataSplit, load_manifest
+from detectors.manifest import CARD, FILES, DataSplit, load_manifest
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.data import load_splits
 from service.cli import app
@@ -261,6 +261,12 @@ def test_describe_tells_a_checkpoint_as_json(digits_run: Path) -> None:
 def test_describe_tells_a_person(digits_bundle: Path, digits_run: Path, digits_screener: Screener) -> None:
     assert digits_screener.version in invoke("describe", digits_bundle).stdout
     assert "6 of 6" in invoke("describe", digits_run).stdout
+
+
+def test_describe_points_from_a_file_of_a_bundle_to_its_folder(digits_bundle: Path) -> None:
+    for name in FILES:
+        error = refused("describe", digits_bundle / name)
+        assert error == f"error: {digits_bundle / name} is part of a bundle; name its folder, {digits_bundle}"
 
 
 def test_describe_refuses_what_is_neither(tmp_path: Path) -> None:
