@@ -5,6 +5,7 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -27,7 +28,19 @@ def launch(arguments: Sequence[str], output: Path, *, num_processes: int, restar
     """
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # all that matters is in the error
-    config = LaunchConfig(
+    with TemporaryDirectory(prefix="lgm-train-") as errors:  # where a rank leaves what it failed of
+        config = _configuration(num_processes, restarts, errors)
+        try:
+            elastic_launch(config, sys.executable)("-m", "model", "train", *arguments)
+        except SignalException as stop:
+            raise StoppedError(f"ended by {stop.sigval.name}; {_state(output)}", stop.sigval) from None
+        except ChildFailedError as error:
+            rank, failure = _first(error)
+            raise ProcessError(_said(rank, failure, num_processes, output)) from None
+
+
+def _configuration(num_processes: int, restarts: int, errors: str) -> LaunchConfig:
+    return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_processes,
@@ -35,15 +48,8 @@ def launch(arguments: Sequence[str], output: Path, *, num_processes: int, restar
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=restarts,
-        logs_specs=DefaultLogsSpecs(),
+        logs_specs=DefaultLogsSpecs(log_dir=errors),
     )
-    try:
-        elastic_launch(config, sys.executable)("-m", "model", "train", *arguments)
-    except SignalException as stop:
-        raise StoppedError(f"ended by {stop.sigval.name}; {_state(output)}", stop.sigval) from None
-    except ChildFailedError as error:
-        rank, failure = _first(error)
-        raise ProcessError(_said(rank, failure, num_processes, output)) from None
 
 
 def _first(error: ChildFailedError) -> tuple[int, ProcessFailure]:

@@ -100,8 +100,12 @@ def test_the_command_starts_processes_that_follow_the_curve_of_one(
     assert_same_curve(several, one)
 
 
-def test_the_error_of_a_rank_is_one_line(toml: Path, digits_run: Path) -> None:
+def test_the_error_of_a_rank_is_one_line_and_leaves_nothing(
+    toml: Path, digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     several, alone = (run(*command(toml, digits_run, (), *options)) for options in (["--devices", "2"], []))
+    assert [path.name for path in tmp_path.iterdir() if path != toml] == []
     assert alone.stderr.startswith(f"error: {digits_run} holds a run with another configuration (")
     assert (several.returncode, alone.returncode) == (2, 2)
     assert several.stderr == alone.stderr
