@@ -94,9 +94,11 @@ def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # torch's writer fails anew when it closes what the disk refused
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} cannot be written: {error.strerror}") from None
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) else error
+        raise CheckpointError(f"{path} cannot be written: {reason}") from None
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

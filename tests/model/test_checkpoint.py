@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import random
+import resource
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -65,6 +66,19 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(
     monkeypatch.setattr(torch, "save", half)
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be written: No space left on device"):
         save_checkpoint(replace(digits_checkpoint, epoch=99), path)
+    assert equal(load_checkpoint(path), digits_checkpoint)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_disk_that_is_full_after_some_of_it_is_told_too(digits_checkpoint: Checkpoint, path: Path) -> None:
+    """By the real writer, of a file that may not grow so large: it hides what it was told."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be written: File too large"):
+            save_checkpoint(replace(digits_checkpoint, epoch=99), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert equal(load_checkpoint(path), digits_checkpoint)
     assert list(path.parent.iterdir()) == [path]
 
