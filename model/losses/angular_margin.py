@@ -15,6 +15,7 @@ from model.losses.weights import class_weights, least_scale
 
 # An angle of zero or pi has no gradient: acos has an infinite one there.
 LARGEST_COSINE = 1 - 1e-6
+LARGEST_MULTIPLE = 20  # beyond it the sum of powers that cos(m theta) is loses its digits in float32
 
 
 class AngularMarginLoss(RivalLoss):
@@ -66,7 +67,7 @@ class LSoftmaxLoss(AngularMarginLoss):
     f_z = |w_z| |x| psi(theta_z), f_k = |w_k| |x| cos theta_k;  psi(theta) = (-1)^j cos(m theta) - 2 j for theta in
     [j pi / m, (j + 1) pi / m], which falls from 1 to 1 - 2 m                                    (equations 4 to 6)
     Liu, Wen, Yu, Yang, "Large-Margin Softmax Loss for Convolutional Neural Networks", ICML 2016, arXiv 1612.02295.
-    margin: the paper's m, a whole number of one or more; 1 is softmax without bias. annealing, decay: see
+    margin: the paper's m, a whole number from 1 to 20; 1 is softmax without bias. annealing, decay: see
     AngularMarginLoss; the margin comes in over training as in the paper's section 4.4, here wholly in the end. Too
     much of it at once leaves the network at chance; decay is what SphereFace's authors train with.
     """
@@ -92,7 +93,7 @@ class ASoftmaxLoss(AngularMarginLoss):
 
     f_z = |x| psi(theta_z), f_k = |x| cos theta_k, psi as of LSoftmaxLoss                        (equation 7)
     Liu, Wen, Yu, Li, Raj, Song, "SphereFace: Deep Hypersphere Embedding for Face Recognition", CVPR 2017,
-    arXiv 1704.08063. margin: m, a whole number of one or more (4 there). annealing, decay: see AngularMarginLoss;
+    arXiv 1704.08063. margin: m, a whole number from 1 to 20 (4 there). annealing, decay: see AngularMarginLoss;
     5 and 0.12 as in the authors' training.
     """
 
@@ -156,8 +157,8 @@ class ArcFaceLoss(AngularMarginLoss):
 
 
 def _multiple_angle(kind: str, num_classes: int, num_features: int, margin: float | int) -> Any:
-    if margin != int(margin) or margin < 1:
-        raise ConfigurationError(f"margin must be a whole number of one or more, got {margin}")
+    if not 1 <= margin <= LARGEST_MULTIPLE or margin != int(margin):
+        raise ConfigurationError(f"margin must be a whole number from 1 to {LARGEST_MULTIPLE}, got {margin}")
     with warnings.catch_warnings():  # it asks SciPy for binomials of tensors, of which NumPy 2 warns
         warnings.simplefilter("ignore", DeprecationWarning)
         return getattr(library.losses(), kind)(num_classes, num_features, margin=int(margin))

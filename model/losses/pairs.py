@@ -16,6 +16,8 @@ from model.losses import library
 from model.losses.base import RivalLoss, above_zero, zero
 from model.losses.center import centre_steps
 
+EXACT = "donot_use_mm_for_euclid_dist"  # by differences: by products they cancel where |x| is large, batch by batch
+
 
 class PairLoss(RivalLoss):
     """Says which class's mean is nearest: logits -|x - c_k|^2 / 2, the c_k running means by center loss's rule."""
@@ -33,7 +35,7 @@ class PairLoss(RivalLoss):
 
     @final
     def logits(self, features: Tensor) -> Tensor:
-        return -torch.cdist(features, self.means.to(features)).square() / 2
+        return -torch.cdist(features, self.means.to(features), compute_mode=EXACT).square() / 2
 
     @final
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,7 +87,7 @@ class TripletLoss(PairLoss):
         self.rule = library.losses().TripletMarginLoss(margin=margin, distance=distance)
 
     def compare(self, features: Tensor, labels: Tensor) -> Tensor:
-        loss: Tensor = self.rule(features, labels)
+        loss: Tensor = self.rule(features - features.detach().mean(0), labels)  # its distances are by products
         return loss
 
 
@@ -146,4 +148,4 @@ def _mean(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
 
 def distances_of(features: Tensor) -> Tensor:
     """|x_i - x_j| (n, n) from differences, which do not cancel; the gradient at zero is zero."""
-    return torch.cdist(features, features, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(features, features, compute_mode=EXACT)

@@ -242,6 +242,8 @@ def test_each_says_what_it_is(name: str) -> None:
         ("center", {"weight": math.nan}, "weight must be a finite number of zero or more"),
         ("l-softmax", {"margin": 1.5}, "margin must be a whole number"),
         ("a-softmax", {"margin": 0.0}, "margin must be a whole number"),
+        ("a-softmax", {"margin": 21}, "margin must be a whole number from 1 to 20, got 21"),
+        ("l-softmax", {"margin": math.nan}, "margin must be a whole number"),
         ("cosface", {"scale": 0.0}, "scale must be a finite number above zero"),
         ("arcface", {"margin": 3.2}, r"margin must lie in \[0, pi\)"),
         ("coco", {"epsilon": 0.0}, "epsilon must be a finite number above zero"),

@@ -8,6 +8,7 @@ from pytorch_metric_learning import distances, losses
 from torch import Tensor
 
 from model.losses import ContrastiveLoss, QuadrupletLoss, TripletLoss
+from model.losses.pairs import PairLoss
 
 K, D = 4, 2
 
@@ -41,6 +42,18 @@ def test_triplets_entry_by_entry() -> None:
             found.append(float((near - far + 1.5).clamp_min(0)))
     expected = sum(found) / sum(value > 0 for value in found)
     assert TripletLoss(K, D, margin=1.5)(features, labels).total.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ContrastiveLoss, TripletLoss, QuadrupletLoss])
+def test_features_far_from_the_origin_keep_their_digits(kind: type[PairLoss]) -> None:
+    features, labels = draw(40)
+    far = features + 1000
+    criterion = kind(K, D)
+    exact = kind(K, D).double()
+    torch.testing.assert_close(criterion.compare(far, labels), exact.compare(far.double(), labels).float())
+    criterion.means += 1000
+    one_by_one = torch.cat([criterion.logits(row) for row in far.split(1)])
+    torch.testing.assert_close(criterion.logits(far), one_by_one)
 
 
 def test_triplets_are_the_librarys() -> None:
