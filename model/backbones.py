@@ -172,7 +172,7 @@ def _from_library(library: str, architecture: str, num_channels: int) -> Backbon
     if library not in builders:
         raise ConfigurationError(f"network library {library!r} is not known; use torchvision:NAME or timm:NAME")
     network = builders[library](architecture, num_channels)
-    return Backbone([network], _num_outputs(network, num_channels))
+    return Backbone([network], _num_outputs(f"{library}:{architecture}", network, num_channels))
 
 
 def _from_torchvision(architecture: str, num_channels: int) -> nn.Module:
@@ -232,10 +232,19 @@ def _set_submodule(network: nn.Module, name: str, replacement: nn.Module) -> Non
 
 
 @torch.no_grad()
-def _num_outputs(network: nn.Module, num_channels: int) -> int:
-    """Ask the network itself, in evaluation mode, on one image of a size that every one of them takes."""
+def _num_outputs(name: str, network: nn.Module, num_channels: int) -> int:
+    """Ask the network itself, in evaluation mode, on one image of the size that it was made for.
+
+    Raises ConfigurationError where it takes none.
+    """
     network.eval()
-    outputs = network(torch.zeros(1, num_channels, 224, 224))
+    _, height, width = getattr(network, "pretrained_cfg", {}).get("input_size", (3, 224, 224))  # timm tells it
+    try:
+        outputs = network(torch.zeros(1, num_channels, height, width))
+    except Exception as error:  # each network says in its own way what it lacks
+        raise ConfigurationError(f"network.backbone: {name} does not take an image: {error}") from None
+    if outputs.ndim != 2:
+        raise ConfigurationError(f"network.backbone: {name} has no vector of features, but {tuple(outputs.shape)}")
     network.train()
     return int(outputs.shape[1])
 

@@ -84,6 +84,11 @@ def test_an_unknown_name_is_told_what_there_is(name: str, said: str) -> None:
         build_backbone(name, num_channels=3)
 
 
+def test_a_timm_network_of_a_size_of_its_own_is_asked_at_that_size() -> None:
+    backbone = build_backbone("timm:vit_tiny_patch16_384", num_channels=1)
+    assert backbone(torch.zeros(1, 1, 384, 384)).shape == (1, backbone.num_outputs)
+
+
 def test_timm_that_is_not_installed_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'lgm-guard\[timm\]'"):
