@@ -16,6 +16,7 @@ from model.losses.base import RivalLoss
 from model.losses.distillation import DistillationLoss
 from model.losses.known import RIVALS
 from model.losses.lgm import LGMLoss
+from model.losses.noisy_softmax import NoisySoftmaxLoss
 from model.network import Network
 
 Criterion = LGMLoss | RivalLoss
@@ -26,11 +27,13 @@ FITTING_BATCH = 512
 NUM_FITTING_IMAGES = 50_000  # evenly spaced; a class's mean and variances need no more
 
 
-def build_criterion(config: LossConfig, network: Network, *, steps_per_epoch: int) -> Criterion:
-    """The loss over this network's features, on its device.
+def build_criterion(
+    config: LossConfig, network: Network, class_names: tuple[str, ...], *, steps_per_epoch: int
+) -> Criterion:
+    """The loss over this network's features, on its device; class_names: of the data, by index.
 
-    Raises ConfigurationError for an option out of range or a library that is missing, CheckpointError for a teacher
-    that cannot teach.
+    Raises ConfigurationError for an option out of range, a library that is missing or a teacher of other classes,
+    CheckpointError for one that cannot teach.
     """
     if config.name not in RIVALS:
         return LGMLoss(
@@ -42,13 +45,13 @@ def build_criterion(config: LossConfig, network: Network, *, steps_per_epoch: in
     mixture = network.mixture
     options: dict[str, Any] = dict(config.options)
     if config.teacher is not None:
-        options["teacher"] = _teacher(config.teacher, network)
+        options["teacher"] = _teacher(config.teacher, network, class_names)
     return RIVALS[config.name](mixture.num_classes, mixture.num_features, **options).to(mixture.means.device)
 
 
 def restore_criterion(checkpoint: Checkpoint, network: Network) -> Criterion:
     """The loss as it stood when the checkpoint of this network was saved, in evaluation mode."""
-    criterion = build_criterion(checkpoint.config.loss, network, steps_per_epoch=1)
+    criterion = build_criterion(checkpoint.config.loss, network, checkpoint.class_names, steps_per_epoch=1)
     if isinstance(criterion, RivalLoss):
         try:
             criterion.load_state_dict(checkpoint.criterion)
@@ -72,6 +75,12 @@ def predictor_of(network: Network, criterion: Criterion) -> Predictor:
 def learned_beside(criterion: Criterion) -> Iterable[nn.Parameter]:
     """What the optimiser must be given beside the network's parameters."""
     return criterion.parameters() if isinstance(criterion, RivalLoss) else ()
+
+
+def draw_alike(criterion: Criterion, generator: torch.Generator) -> None:
+    """Let a loss that draws do so from what every process draws alike: each computes that of the whole batch."""
+    if isinstance(criterion, NoisySoftmaxLoss):
+        criterion.generator = generator
 
 
 def show(criterion: Criterion, images: Tensor, gather: Callable[[Tensor], Tensor]) -> None:
@@ -98,14 +107,16 @@ def fit_gaussians(network: Network, images: ImageSet) -> None:
         network.mixture.set_priors(torch.bincount(images.labels, minlength=len(images.class_names)).to(device))
 
 
-def _teacher(path: str, network: Network) -> Classifier:
+def _teacher(path: str, network: Network, class_names: tuple[str, ...]) -> Classifier:
     """Images -> logits of a finished checkpoint's network."""
     checkpoint = load_checkpoint(Path(path))
     if not checkpoint.finished:
         raise CheckpointError(f"loss.teacher: {path} is not finished; run its lgm train again")
-    found, expected = len(checkpoint.class_names), network.mixture.num_classes
-    if found != expected:
-        raise ConfigurationError(f"loss.teacher: {path} knows {found} classes, the data have {expected}")
+    if (known := checkpoint.class_names) != class_names:
+        told, given = (", ".join(names[:20]) for names in (known, class_names))
+        raise ConfigurationError(
+            f"loss.teacher: {path} knows {len(known)} classes ({told}), not the data's ({given})"
+        )
     teacher = checkpoint.build_network().to(network.mixture.means.device).requires_grad_(False)
     if teacher.normalise.mean.shape != network.normalise.mean.shape:
         raise ConfigurationError(f"loss.teacher: {path} takes images of other channels")

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.adversarial import attacked
 from model.augmentation import augment
 from model.config import Config
-from model.criterion import Criterion, Predictor, learned_beside, predictor_of, show
+from model.criterion import Criterion, Predictor, draw_alike, learned_beside, predictor_of, show
 from model.devices import ALONE, Devices
 from model.errors import DivergenceError
 from model.image_set import ImageSet, to_unit
@@ -54,6 +54,7 @@ def train_epoch(
     generator = _seeded(config, epoch, devices)
     num_steps = steps_per_epoch(config, images)
     predict, report = predictor_of(network, criterion), Report()
+    draw_alike(criterion, generator)
     network.train()
     criterion.train()
     for step, batch in enumerate(_batches(images, config, generator, devices, network.mixture.means.device)):
@@ -63,16 +64,16 @@ def train_epoch(
             shown = _attacked(network, batch, config, epoch=epoch + step / num_steps, generator=generator)
             features = devices.gather((embed or network.embed)(shown), batch.part)
             show(criterion, shown, partial(devices.gather, part=batch.part))
+        with torch.no_grad():  # by whom the batch met: afterwards its labels have been learned from
+            correct = (predict(features) == batch.labels).sum()
         terms = criterion(features, batch.labels)
         optimizer.zero_grad(set_to_none=True)
         terms.total.backward()
         clip_gradient(network, config.optimizer, classifier=learned_beside(criterion))
         optimizer.step()
-        with torch.no_grad():
-            correct = (predict(features) == batch.labels).sum()
         report.add(terms, correct, len(batch.labels), alpha=alpha, lambda_=lambda_, learning_rate=rate)
         reporter.step(epoch, step, report)
-    _check_finite(report, epoch)
+    _check_finite(report.figures()["loss"], f"the loss is no longer finite in epoch {epoch + 1}")
     return report
 
 
@@ -123,12 +124,9 @@ def _attacked(
     )
 
 
-def _check_finite(report: Report, epoch: int) -> None:
-    if not math.isfinite(report.figures()["loss"]):
-        raise DivergenceError(
-            f"the loss is no longer finite in epoch {epoch + 1}: lower optimizer.learning_rate, "
-            "or set optimizer.clip_gradient_norm"
-        )
+def _check_finite(value: float, told: str) -> None:
+    if not math.isfinite(value):
+        raise DivergenceError(f"{told}: lower optimizer.learning_rate, or set optimizer.clip_gradient_norm")
 
 
 @torch.inference_mode()
@@ -137,6 +135,8 @@ def accuracy(network: Network, images: ImageSet, predict: Predictor | None = Non
 
     predict: classes (n,) of features; the network's own mixture by default. Every process of devices embeds a part
     of the images, and has the share of all.
+
+    Raises DivergenceError for features that are not finite: of the last step of a run no loss tells.
     """
     network.eval()
     device, predict = network.mixture.means.device, predict or network.mixture.predict
@@ -147,5 +147,6 @@ def accuracy(network: Network, images: ImageSet, predict: Predictor | None = Non
     ):
         part = devices.part(len(labels))
         features = devices.gather(network.embed(to_unit(batch[part.rows]).to(device)), part)
+        _check_finite(float(features.sum()), "features of images held out are no longer finite")
         correct += int((predict(features).cpu() == labels).sum())
     return correct / len(images)

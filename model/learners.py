@@ -58,7 +58,8 @@ def build_learners(checkpoint: Checkpoint, splits: Splits, *, device: torch.devi
     config = checkpoint.config
     torch.manual_seed(config.training.seed)
     network = _placed(_whole_network(checkpoint, splits), config, device, devices)
-    criterion = build_criterion(config.loss, network, steps_per_epoch=steps_per_epoch(config, splits.train))
+    num_steps = steps_per_epoch(config, splits.train)
+    criterion = build_criterion(config.loss, network, splits.train.class_names, steps_per_epoch=num_steps)
     optimizer = build_optimizer(network, config.optimizer, classifier=learned_beside(criterion))
     if checkpoint.epoch > 0:
         _take_up(checkpoint, network.mixture, criterion, optimizer)

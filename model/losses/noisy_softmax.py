@@ -14,7 +14,7 @@ class NoisySoftmaxLoss(RivalLoss):
     f_z = |w_z| |x| cos theta_z - noise |w_z| |x| (1 - cos theta_z) |xi|,  xi ~ N(0, 1), in training only; no bias
     Chen, Deng, Du, "Noisy Softmax: Improving the Generalization Ability of DCNN via Postponing the Early Softmax
     Saturation", CVPR 2017, arXiv 1708.03769. noise: the paper's alpha, zero or more; 0 is softmax without bias. The
-    noise is drawn from torch's global generator, as a dropout layer's is.
+    noise is drawn from `generator`, on the CPU, or from torch's global one, as a dropout layer's is.
     """
 
     name = "noisy-softmax"
@@ -24,6 +24,7 @@ class NoisySoftmaxLoss(RivalLoss):
         super().__init__(num_classes, num_features)
         self.noise = at_least_zero("noise", noise)
         self.weight = class_weights(num_classes, num_features)
+        self.generator: torch.Generator | None = None
 
     def logits(self, features: Tensor) -> Tensor:
         return features @ self.weight.T
@@ -34,6 +35,11 @@ class NoisySoftmaxLoss(RivalLoss):
             index = labels.unsqueeze(1)
             lengths = features.norm(dim=1, keepdim=True) * self.weight.norm(dim=1)[index]
             shortfall = lengths - logits.gather(1, index)  # |w| |x| (1 - cos theta)
-            strength = torch.randn(len(features), 1, dtype=features.dtype, device=features.device).abs()
+            strength = self._drawn(features).abs()
             logits = logits.scatter_add(1, index, -self.noise * strength * shortfall)
         return F.cross_entropy(logits, labels), zero(features)
+
+    def _drawn(self, features: Tensor) -> Tensor:
+        if self.generator is None:
+            return torch.randn(len(features), 1, dtype=features.dtype, device=features.device)
+        return torch.randn(len(features), 1, dtype=features.dtype, generator=self.generator).to(features.device)

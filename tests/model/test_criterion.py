@@ -12,7 +12,7 @@ from model.config import Config, dump_config, parse_config
 from model.criterion import fit_gaussians, predictor_of, restore_criterion
 from model.data import load_splits
 from model.epoch import accuracy
-from model.errors import CheckpointError, ConfigurationError
+from model.errors import CheckpointError, ConfigurationError, DivergenceError
 from model.image_set import to_unit
 from model.losses.known import GAUSSIAN, LOSSES, RIVALS
 from model.network import Network
@@ -201,6 +201,38 @@ def test_a_teacher_that_cannot_teach_is_refused(teacher: Path, tmp_path: Path) -
     save_checkpoint(replace(whole, test_accuracy=None), tmp_path / "half" / FILE_NAME)
     with pytest.raises(CheckpointError, match=r"loss\.teacher: .*half is not finished"):
         train(tiny("distillation", teacher=str(tmp_path / "half")), tmp_path / "run", Silent())
+
+
+def test_a_teacher_of_other_classes_is_refused(tmp_path: Path) -> None:
+    """As many of them, but others."""
+    first, last = (
+        parse_config({**BASE, "data": {"name": "digits", "left_out": list(out)}}) for out in ("01234", "56789")
+    )
+    train(last, tmp_path / "teacher", Silent())
+    told = with_loss(dump_config(first), "distillation")
+    student = parse_config({**told, "loss": {**told["loss"], "teacher": str(tmp_path / "teacher")}})
+    with pytest.raises(ConfigurationError, match=r"loss\.teacher: .* knows 5 classes \(0, 1, .*not the data's .5, 6"):
+        train(student, tmp_path / "run", Silent())
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "arcface"])
+def test_accuracy_is_of_the_classifier_that_a_batch_met(loss: str, tmp_path: Path) -> None:
+    """One batch of random labels: whoever has learned from them already tells some of them."""
+    values = with_loss(BASE, loss)
+    config = parse_config({**values, "training": {"epochs": 1, "batch_size": 2000}})
+    splits = load_splits(config.data)
+    labels = torch.randint(10, (len(splits.train),), generator=torch.Generator().manual_seed(0))
+    shuffled = replace(splits, train=replace(splits.train, labels=labels))
+    [epoch] = train(config, tmp_path, Silent(), splits=shuffled).history
+    assert epoch["accuracy"] == pytest.approx(0.1, abs=0.04)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "lgm"])
+def test_a_last_step_that_diverges_ends_the_run(loss: str, tmp_path: Path) -> None:
+    values = {**with_loss(BASE, loss), "optimizer": {"learning_rate": 1e38, "warmup_epochs": 0.0}}
+    config = parse_config({**values, "training": {"epochs": 1, "batch_size": 2000}})
+    with pytest.raises(DivergenceError, match="no longer finite"):
+        train(config, tmp_path, Silent())
 
 
 def test_a_teacher_may_have_a_loss_of_any_kind(networks: dict[str, Path], tmp_path: Path) -> None:

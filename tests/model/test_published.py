@@ -41,7 +41,7 @@ def test_a_published_setting_takes_a_step(name: str) -> None:
     torch.manual_seed(0)
     network = build_network(config, images.class_names, ImageFormat(shape=shape))
     before = network.mixture.means.detach().clone()
-    criterion = build_criterion(config.loss, network, steps_per_epoch=1)
+    criterion = build_criterion(config.loss, network, images.class_names, steps_per_epoch=1)
     optimizer = build_optimizer(network, config.optimizer)
     report = train_epoch(network, criterion, optimizer, images, config, 0, Silent())
     assert math.isfinite(report.figures()["loss"])

@@ -50,7 +50,7 @@ def take_a_step(run: Run, images: ImageSet, folder: Path) -> None:
     image_format = ImageFormat(shape=tuple(images.images.shape[1:]))
     torch.manual_seed(run.seed)
     network = build_network(run.config, images.class_names, image_format)
-    criterion = build_criterion(run.config.loss, network, steps_per_epoch=100)
+    criterion = build_criterion(run.config.loss, network, images.class_names, steps_per_epoch=100)
     optimizer = build_optimizer(network, run.config.optimizer, classifier=learned_beside(criterion))
     report = train_epoch(network, criterion, optimizer, images, run.config, 0, Silent())
     assert math.isfinite(report.figures()["loss"]), run.key
