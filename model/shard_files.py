@@ -31,7 +31,10 @@ DIGESTED_ROWS = 2**14  # at a time, so that a shard of any size is checked in li
 
 
 def save_shard(mixture: GaussianMixture, folder: Path, *, step: int) -> Path:
-    """Write this process's shard beside the others', atomically; step tells the shards of one time from another's."""
+    """Write this process's shard beside the others', atomically; step tells the shards of one time from another's.
+
+    Raises CheckpointError where it cannot be written.
+    """
     described = {
         "num_classes": mixture.num_classes,
         "num_features": mixture.num_features,
@@ -42,16 +45,25 @@ def save_shard(mixture: GaussianMixture, folder: Path, *, step: int) -> Path:
         "first": mixture.part.first,
         "last": mixture.part.last,
     }
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / shard_name(mixture.peers.rank, mixture.peers.size)
-    temporary = path.with_name(path.name + ".tmp")
     tensors = {name: values.detach().cpu().contiguous() for name, values in mixture.state_dict().items()}
     told = described | {"digest": _digest(described, tensors)}
-    save_file(tensors, temporary, {name: str(value) for name, value in told.items()})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    _write_whole(path, tensors, {name: str(value) for name, value in told.items()})
     return path
+
+
+def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        if path.parent.is_dir():
+            temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from None
 
 
 def shard_name(rank: int, size: int) -> str:

@@ -1,5 +1,6 @@
 """Classes spread over two and four gloo processes, against the loss of a mixture that is whole."""
 
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -214,6 +215,24 @@ def test_shards_keep_their_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
     for name, values in load_mixture(tmp_path).state_dict().items():
         assert values.dtype == dtype
         assert torch.equal(values, mixture.state_dict()[name]), name
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    mixture = whole(CASES[0], 1)[0]
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", Path("/proc/none")):
+        with pytest.raises(CheckpointError, match=r"mixture-00001-of-00001\.safetensors cannot be written: "):
+            save_shard(mixture, folder, step=1)
+    path = save_shard(mixture, tmp_path / "run", step=1)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, limit[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"mixture-00001-of-00001\.safetensors cannot be written: "):
+            save_shard(mixture, tmp_path / "run", step=2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert list((tmp_path / "run").iterdir()) == [path]
+    load_mixture(tmp_path / "run")
 
 
 def test_two_sets_of_shards_and_none_are_refused(saved: Path, tmp_path: Path) -> None:
