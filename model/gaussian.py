@@ -44,8 +44,13 @@ def half_log_determinant(log_variances: Float[Tensor, "k v"], num_features: int)
     return (0.5 * num_features / log_variances.shape[1]) * log_variances.sum(1)
 
 
+def log_floored(raw: Float[Tensor, "k v"], floor: float) -> Float[Tensor, "k v"]:
+    """log lambda of lambda = floor + exp(raw), differentiable."""
+    return torch.logaddexp(raw, raw.new_tensor(math.log(floor)))
+
+
 def log_floored_(inverse: Float[Tensor, "k v"], raw: Float[Tensor, "k v"], floor: float) -> Float[Tensor, "k v"]:
-    """log lambda of lambda = floor + exp(raw), finite for any raw; writes 1 / lambda to `inverse`.
+    """The same, finite for any raw; writes 1 / lambda to `inverse`.
 
     floor / lambda is the sigmoid of log floor - raw, and a CPU takes sigmoids faster than exponentials.
     No autograd: the loss has its gradient by hand.

@@ -80,8 +80,7 @@ class GaussianMixture(nn.Module):
         """Floored log-variances, (k, 1) isotropic or (k, d) diagonal; None for unit variances."""
         if self.variance == "unit":
             return None
-        raw = self.raw_log_variances
-        return torch.logaddexp(raw, raw.new_tensor(math.log(self.variance_floor)))
+        return gaussian.log_floored(self.raw_log_variances, self.variance_floor)
 
     @property
     def log_priors(self) -> Float[Tensor, " k"]:

@@ -4,6 +4,7 @@ A change that is broken changes nothing: the keys read before stay, and the log 
 to the file itself, so that two commands do not lose each other's keys and a mounted file stays the same file.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -78,8 +79,11 @@ def _append(path: Path, table: str, entry: dict[str, str], flags: int) -> None:
     try:
         with open(os.open(path, os.O_RDWR | os.O_APPEND | flags, 0o600), "r+b", buffering=0) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)  # until it is closed: nobody appends between the check and the write
-            _check_appended(path, stream.read() + block.encode(), table)
-            stream.write(block.encode())
+            before, added = stream.read(), block.encode()
+            _check_appended(path, before + added, table)
+            if stream.write(added) < len(added):  # the disk is full; half a table would break the file
+                stream.truncate(len(before))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(stream.fileno())
     except OSError as error:
         raise KeyFileError(f"{path} cannot be written: {error.strerror}") from None

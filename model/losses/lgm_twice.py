@@ -4,7 +4,6 @@
 (`create_graph=True`) they are made here by plain operations, which hold several (n, k) matrices.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -37,7 +36,7 @@ def _terms(
         log_variances, likelihood = None, 0.5 * squares.sum(1)
         distances = likelihood
     else:
-        log_variances = torch.logaddexp(raw, raw.new_tensor(math.log(floor)))
+        log_variances = gaussian.log_floored(raw, floor)
         own = log_variances[labels]
         distances = 0.5 * (squares * torch.exp(-own)).sum(1)
         likelihood = distances + gaussian.half_log_determinant(own, features.shape[1])

@@ -65,7 +65,7 @@ class Limits:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= LARGEST:
-                said = f"{value:.0e}" if isinstance(value, float) else repr(value)[:20]
+                said = repr(value)[:20]  # of a number of any length
                 raise ConfigurationError(
                     f"limits: {name} must be a number above 0 and at most {LARGEST:g}, not {said}"
                 )

@@ -2,7 +2,6 @@ import io
 import os
 import pickle
 import random
-import resource
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import Tensor
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.config import parse_config
 from model.errors import CheckpointError
+from tests.full_disk import files_of_at_most
 
 
 def same(first: Any, second: Any) -> bool:
@@ -72,13 +72,9 @@ def test_a_full_disk_is_told_and_leaves_the_old_checkpoint(
 
 def test_a_disk_that_is_full_after_some_of_it_is_told_too(digits_checkpoint: Checkpoint, path: Path) -> None:
     """By the real writer, of a file that may not grow so large: it hides what it was told."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, limit[1]))
-    try:
-        with pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be written: File too large"):
-            save_checkpoint(replace(digits_checkpoint, epoch=99), path)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = pytest.raises(CheckpointError, match=r"checkpoint\.pt cannot be written: File too large")
+    with files_of_at_most(path.stat().st_size // 2), said:
+        save_checkpoint(replace(digits_checkpoint, epoch=99), path)
     assert equal(load_checkpoint(path), digits_checkpoint)
     assert list(path.parent.iterdir()) == [path]
 

@@ -1,6 +1,5 @@
 """Classes spread over two and four gloo processes, against the loss of a mixture that is whole."""
 
-import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from model.errors import CheckpointError, ConfigurationError
 from model.losses import LGMLoss
 from model.mixture import GaussianMixture
 from model.shard_files import load_mixture, load_shard, save_shard, shard_name
+from tests.full_disk import files_of_at_most
 from tests.model.ranks import on_ranks
 
 NUM_CLASSES, NUM_FEATURES = 23, 6  # neither two nor four divide them
@@ -224,13 +224,9 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"mixture-00001-of-00001\.safetensors cannot be written: "):
             save_shard(mixture, folder, step=1)
     path = save_shard(mixture, tmp_path / "run", step=1)
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size // 2, limit[1]))
-    try:
-        with pytest.raises(CheckpointError, match=r"mixture-00001-of-00001\.safetensors cannot be written: "):
-            save_shard(mixture, tmp_path / "run", step=2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    said = pytest.raises(CheckpointError, match=r"mixture-00001-of-00001\.safetensors cannot be written: ")
+    with files_of_at_most(path.stat().st_size // 2), said:
+        save_shard(mixture, tmp_path / "run", step=2)
     assert list((tmp_path / "run").iterdir()) == [path]
     load_mixture(tmp_path / "run")
 

@@ -18,6 +18,7 @@ from service.errors import KeyFileError
 from service.file_watch import FileWatch
 from service.key_file import MAX_FILE_BYTES, KeyFile, append_key, append_revocation, read_keys
 from service.keys import Key, KeyRing, Role, digest_of, make_key, parse_keys
+from tests.full_disk import files_of_at_most
 
 runner = CliRunner()
 ENTRY = '[[keys]]\nid = "{id}"\nrole = "predict"\nsha256 = "{sha256}"\ncreated = 2026-01-01T00:00:00Z\n'
@@ -287,6 +288,14 @@ def test_what_would_make_the_file_larger_than_is_read_is_refused(path):
     with pytest.raises(KeyFileError, match=f"is full: {MAX_FILE_BYTES} bytes"):
         append_key(path, key_of("text"))
     assert read_keys(path).keys == ()
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(path):
+    append_key(path, key_of("first"))
+    before = path.read_bytes()
+    with files_of_at_most(len(before) + 10), pytest.raises(KeyFileError, match="cannot be written: No space left"):
+        append_key(path, key_of("second", id="ci-2"))
+    assert path.read_bytes() == before
 
 
 def test_nothing_is_added_to_a_broken_file(path):
