@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from model.image_files import SUFFIXES, image_files
+from model.image_files import SUFFIXES, Met, image_files
 from model.output import STANDARD_OUTPUT, told_of, written
 from service.client.answers import FailedPrediction, Prediction
 from service.client.client import Client
@@ -56,16 +56,17 @@ def predict(
 
 
 def find_files(paths: list[Path]) -> list[Path]:
-    """Files as given, even where they do not exist, and the image files below folders, in a stable order.
+    """Files as given, even where they do not exist, and the image files below folders, each once, in a stable order.
 
     Raises InputError for a folder without any, DataError for one that cannot be read.
     """
+    met = Met()
     found: list[Path] = []
     for path in paths:
         inside = image_files(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no image files ({', '.join(sorted(SUFFIXES))})")
-        found += inside
+        found += filter(met.is_new, inside)
     return found
 
 

@@ -51,6 +51,13 @@ def test_json_has_all_evidence_a_line_an_image(url: str, folder: Path, digits_sc
     assert all(set(row["evidence"]) == set(digits_screener.detectors) and row["error"] is None for row in rows)
 
 
+def test_a_file_is_asked_about_once_by_whatever_spelling(url: str, folder: Path) -> None:
+    result = run(folder, folder / ".." / "in", folder / "1.png", "--json", LGM_URL=url)
+    assert [json.loads(line)["image"] for line in result.stdout.splitlines()] == [
+        str(folder / f"{row}.png") for row in range(3)
+    ]
+
+
 def test_csv_and_a_status_of_one_where_an_image_failed(url: str, folder: Path, tmp_path: Path) -> None:
     missing = tmp_path / "[bold]missing.png"
     result = run(folder / "1.png", missing, "--csv", "--url", url)
