@@ -36,11 +36,11 @@ from detectors.manifest import (
     serialise,
 )
 from detectors.screener import Reference, Screener
-from model.config import MixtureConfig, NetworkConfig
 from model.errors import BundleError, LGMGuardError
 from model.image_set import to_unit
 from model.images import ImageFormat
 from model.network import Network
+from model.network_config import MixtureConfig, NetworkConfig
 
 
 def save_bundle(
@@ -128,18 +128,6 @@ def load_bundle(path: str | Path, device: str | torch.device = "cpu") -> Screene
     except (SafetensorError, KeyError, TypeError, IndexError, RuntimeError, ValueError, LGMGuardError) as error:
         raise BundleError(f"{path}: {MANIFEST} and its tensors do not fit together: {error}") from None
     return screener.to(device)
-
-
-def load_calibration(path: Path, manifest: Manifest) -> ConformalCalibration:
-    """The clean scores alone, without the network: a row for each detector and class, last the verdict's.
-
-    Raises BundleError naming the file and the reason.
-    """
-    content = read_checked(path / DETECTORS, manifest.files[DETECTORS])
-    try:
-        return ConformalCalibration(**_below(load_tensors(content), "calibration."))
-    except (SafetensorError, TypeError) as error:
-        raise BundleError(f"{path / DETECTORS} holds no calibration: {error}") from None
 
 
 def _assemble(manifest: Manifest, contents: dict[str, bytes]) -> Screener:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 from pydantic import AwareDatetime, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from model.config import MixtureConfig, NetworkConfig
 from model.errors import BundleError
+from model.network_config import MixtureConfig, NetworkConfig
 
 SCHEMA_VERSION = 5
 MANIFEST, NETWORK, DETECTORS, REFERENCE, CARD = FILES = (

@@ -1,7 +1,7 @@
 """GaussianMixture: the head of a network, one Gaussian per class over its features."""
 
 import math
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from model import gaussian
 from model.devices import ALONE, Devices
 from model.errors import ConfigurationError
+from model.network_config import Prior, Variance
 
 # Classes that a prediction looks at together.
 CLASS_BLOCK = 1024
-
-Variance = Literal["unit", "isotropic", "diagonal"]
-Prior = Literal["uniform", "counts", "learned"]
 
 
 class GaussianMixture(nn.Module):

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from model.backbones import build_backbone
-from model.config import MixtureConfig, NetworkConfig
 from model.mixture import GaussianMixture
+from model.network_config import MixtureConfig, NetworkConfig
 
 
 class Activations(NamedTuple):

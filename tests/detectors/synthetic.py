@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from detectors.base import Evidence
-from model.config import MixtureConfig, NetworkConfig
-from model.mixture import Variance
 from model.network import Network
+from model.network_config import MixtureConfig, NetworkConfig, Variance
 
 NUM_CLASSES, NUM_FEATURES = 3, 6
 Batch = tuple[Evidence, Tensor]

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from model.adversarial import attacked, ramp
 from model.backbones import Backbone, build_backbone
 from model.checkpoint import Checkpoint
-from model.config import AdversarialConfig, Config, MixtureConfig, NetworkConfig, parse_config
+from model.config import AdversarialConfig, Config, parse_config
 from model.data import load_splits
 from model.image_set import to_unit
 from model.network import Network
+from model.network_config import MixtureConfig, NetworkConfig
 from model.train import train
 from model.training_log import Report, Silent
 

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from model.backbones import BACKBONES, UNSUITED, build_backbone
-from model.config import MixtureConfig, NetworkConfig
 from model.errors import ConfigurationError
 from model.network import Network, Normalise
+from model.network_config import MixtureConfig, NetworkConfig
 
 LIBRARY = ["torchvision:resnet18", "torchvision:mobilenet_v3_small", "timm:resnet10t"]
 

@@ -4,8 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from model.config import MixtureConfig, NetworkConfig, OptimizerConfig
+from model.config import OptimizerConfig
 from model.network import Network
+from model.network_config import MixtureConfig, NetworkConfig
 from model.optimizer import build_optimizer, clip_gradient, learning_rate, set_learning_rate
 
 

@@ -14,10 +14,10 @@ from detectors.evaluation import attacks
 from detectors.evaluation.attacks import ATTACKS, AttackError, AttackSpec, check_attack, run_attack, target_labels
 from detectors.evaluation.threat import BUDGET_TOLERANCE, confine, perturbation_norm, random_start, undisturbed
 from model.checkpoint import Checkpoint
-from model.config import MixtureConfig, NetworkConfig
 from model.data import load_splits
 from model.image_set import to_unit
 from model.network import Network
+from model.network_config import MixtureConfig, NetworkConfig
 
 EPS = {"linf": 0.15, "l2": 0.8, "none": None}
 FEW = 4  # steps, where strength does not matter
