@@ -4,11 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from detectors.bundle import load_calibration
+from detectors.clean_scores import load_clean_scores
 from detectors.manifest import Manifest
 from service.monitoring.evidence import Family, flagged_family, shape_family
 from service.monitoring.snapshot import NUM_P_VALUE_BINS, QUANTILE_LEVELS
@@ -43,7 +41,7 @@ class Baseline:
 
 def load_baseline(bundle: Path, manifest: Manifest) -> Baseline:
     """Raises BundleError naming the file and the reason."""
-    calibration = load_calibration(bundle, manifest)
+    calibration = load_clean_scores(bundle, manifest)
     num_classes = len(manifest.labels)
     num_tested = min(num_classes, MOST_CLASSES_TESTED)
 
@@ -64,14 +62,14 @@ def load_baseline(bundle: Path, manifest: Manifest) -> Baseline:
     centres, scales = _ruler(quantiles, num_tested)
     return Baseline(
         labels=manifest.labels,
-        sizes=sizes.numpy(),
-        likelihood_sizes=likelihood_sizes.numpy(),
+        sizes=sizes,
+        likelihood_sizes=likelihood_sizes,
         likelihood_column=column,
         quantiles=quantiles,
         centres=centres,
         scales=scales,
         families=tuple(families),
-        expected_shares=(verdict_gaps / verdict_gaps.sum(1, keepdim=True)).numpy(),
+        expected_shares=verdict_gaps / verdict_gaps.sum(1, keepdims=True),
     )
 
 
@@ -81,26 +79,27 @@ def bins_of(p_values: NDArray[np.float32], sizes: Ints) -> Ints:
     return (NUM_P_VALUE_BINS * ranks - 1) // (sizes + 1)
 
 
-def _gaps(sizes: Tensor) -> Tensor:
+def _gaps(sizes: Ints) -> Floats:
     """How many of a class's n + 1 gaps between clean scores each bin holds (k, bins)."""
-    upper = torch.arange(NUM_P_VALUE_BINS + 1) * (sizes.unsqueeze(1) + 1) // NUM_P_VALUE_BINS
-    return upper.diff(dim=1).double()
+    upper = np.arange(NUM_P_VALUE_BINS + 1) * (sizes[:, None] + 1) // NUM_P_VALUE_BINS
+    return np.diff(upper, axis=1).astype(np.float64)
 
 
-def _flagged_gaps(sizes: Tensor, false_alarm_rate: float) -> Tensor:
+def _flagged_gaps(sizes: Ints, false_alarm_rate: float) -> Floats:
     """(k, 2): gaps whose p-value is flagged, in the arithmetic of the verdict, and the others."""
-    ranks = 1 + torch.arange(int(sizes.max()) + 1)
-    flagged = (ranks / (sizes.unsqueeze(1) + 1) <= false_alarm_rate) & (ranks <= sizes.unsqueeze(1) + 1)
+    ranks = 1 + np.arange(int(sizes.max()) + 1)
+    p_values = ranks.astype(np.float32) / (sizes[:, None] + 1).astype(np.float32)
+    flagged = (p_values <= np.float32(false_alarm_rate)) & (ranks <= sizes[:, None] + 1)
     num_flagged = flagged.sum(1)
-    return torch.stack([num_flagged, sizes + 1 - num_flagged], 1).double()
+    return np.stack([num_flagged, sizes + 1 - num_flagged], 1).astype(np.float64)
 
 
-def _quantiles(scores: Tensor, sizes: Tensor) -> Floats:
+def _quantiles(scores: NDArray[np.floating], sizes: Ints) -> Floats:
     """Of log-likelihoods, whose negatives the scores are; NaN for a class without clean images."""
     found = np.full((len(sizes), len(QUANTILE_LEVELS)), np.nan)
     for index, size in enumerate(sizes.tolist()):
         if size:
-            found[index] = np.quantile(-scores[index, :size].double().numpy(), QUANTILE_LEVELS)
+            found[index] = np.quantile(-scores[index, :size].astype(np.float64), QUANTILE_LEVELS)
     return found
 
 

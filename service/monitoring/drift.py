@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from math import log
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.monitoring.evidence import Family, log_e_values
@@ -50,9 +49,9 @@ class DriftWatch:
         if len(starts) == 0:
             self._standing = {}
             return []
-        until_now = torch.from_numpy(counts).flip(0).cumsum(0).flip(0)
+        until_now = counts[::-1].cumsum(0)[::-1]
         ratios = self._family.log_ratios(until_now)
-        evidence = log_e_values(ratios).numpy()
+        evidence = log_e_values(ratios)
         evidence[starts[:, None] < self._forgotten_before] = -np.inf
         strongest = evidence.argmax(0)
         peaks = evidence.max(0)
@@ -60,7 +59,7 @@ class DriftWatch:
             self._standing.setdefault(row, self._found(row, starts[strongest[row]], peaks[row]))
         for row, standing in tuple(self._standing.items()):
             first = int(strongest[row])
-            if peaks[row] <= 0 or self._is_over(row, first, starts, ratios[:, row].numpy()):
+            if peaks[row] <= 0 or self._is_over(row, first, starts, ratios[:, row]):
                 del self._standing[row]
             else:
                 self._standing[row] = self._found(row, standing.since, max(peaks[row], self._threshold))

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import log, pi
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
 
 from service.monitoring.snapshot import DriftKind
 
@@ -25,51 +26,52 @@ FLAGGED_MULTIPLES = (2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0, 12.0, 16.0, 24.0, 
 MOST_RATE = 0.95
 TILTS = (0.2, 0.35, 0.5, 0.7, 1.5, 2.5, 4.0)  # p-values distributed as x^tilt: below one small ones are too frequent
 
+Floats = NDArray[np.float64]
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """A question put to every class: gaps (k, b) of its bins, log-probabilities of each bin if drifted (a, k, b)."""
 
     kind: DriftKind
-    gaps: Tensor
-    alternatives: Tensor
+    gaps: Floats
+    alternatives: Floats
 
     @cached_property
-    def _floor(self) -> Tensor:
+    def _floor(self) -> Floats:
         """A bin without gaps never has an image; its urn may as well hold something."""
-        return self.gaps.clamp_min(1)
+        return np.maximum(self.gaps, 1)
 
-    def log_ratios(self, counts: Tensor) -> Tensor:
+    def log_ratios(self, counts: Floats) -> Floats:
         """How much likelier each drift is than none: (s, k + 1, a) of counts (s, k, b); the last row is of all."""
-        drifted = torch.einsum("skb,akb->ska", counts, self.alternatives)
-        ratios = drifted - self._log_urn(counts).unsqueeze(2)
-        return torch.cat([ratios, ratios.sum(1, keepdim=True)], 1)
+        drifted = (counts.swapaxes(0, 1) @ self.alternatives.transpose(1, 2, 0)).swapaxes(0, 1)
+        ratios = drifted - self._log_urn(counts)[:, :, None]
+        return np.concatenate([ratios, ratios.sum(1, keepdims=True)], 1)
 
-    def _log_urn(self, counts: Tensor) -> Tensor:
-        drawn = (torch.lgamma(self._floor + counts) - torch.lgamma(self._floor)).sum(2)
+    def _log_urn(self, counts: Floats) -> Floats:
+        drawn = (gammaln(self._floor + counts) - gammaln(self._floor)).sum(2)
         total = self.gaps.sum(1)
-        return drawn - (torch.lgamma(total + counts.sum(2)) - torch.lgamma(total))
+        urn: Floats = drawn - (gammaln(total + counts.sum(2)) - gammaln(total))
+        return urn
 
 
-def log_e_values(log_ratios: Tensor) -> Tensor:
+def log_e_values(log_ratios: Floats) -> Floats:
     """(s, k + 1): logarithms of the e-values, all alternatives weighing the same."""
-    return log_ratios.logsumexp(2) - log(log_ratios.shape[2])
+    summed: Floats = np.logaddexp.reduce(log_ratios, axis=2)
+    return summed - log(log_ratios.shape[2])
 
 
-def flagged_family(gaps: Tensor, promised: float) -> Family:
+def flagged_family(gaps: Floats, promised: float) -> Family:
     """Whether more is flagged than promised. gaps (k, 2): flagged, not flagged."""
     rates = [rate for multiple in FLAGGED_MULTIPLES if (rate := multiple * promised) < MOST_RATE] + [MOST_RATE]
-    chances = torch.tensor([[rate, 1 - rate] for rate in rates], dtype=torch.float64)
-    return Family(
-        kind="flagged", gaps=gaps, alternatives=chances.log().unsqueeze(1).expand(-1, len(gaps), -1).contiguous()
-    )
+    chances = np.array([[rate, 1 - rate] for rate in rates])
+    return Family(kind="flagged", gaps=gaps, alternatives=np.log(chances)[:, None].repeat(len(gaps), axis=1))
 
 
-def shape_family(kind: DriftKind, gaps: Tensor) -> Family:
+def shape_family(kind: DriftKind, gaps: Floats) -> Family:
     """Whether p-values are not uniform: too small, too large, at both ends, or in the middle. gaps (k, b)."""
-    upper = (gaps.cumsum(1) / gaps.sum(1, keepdim=True)).clamp(0, 1)
+    upper = (gaps.cumsum(1) / gaps.sum(1, keepdims=True)).clip(0, 1)
     tilted = [upper**tilt for tilt in TILTS]
-    at_both_ends, in_the_middle = upper.sqrt().asin() * 2 / pi, upper**2 * (3 - 2 * upper)
-    cumulative = torch.stack([*tilted, at_both_ends, in_the_middle])
-    chances = cumulative.diff(dim=2, prepend=torch.zeros_like(cumulative[:, :, :1]))
-    return Family(kind=kind, gaps=gaps, alternatives=torch.where(gaps > 0, chances, 1).log())
+    at_both_ends, in_the_middle = np.arcsin(np.sqrt(upper)) * 2 / pi, upper**2 * (3 - 2 * upper)
+    chances = np.diff(np.stack([*tilted, at_both_ends, in_the_middle]), axis=2, prepend=0)
+    return Family(kind=kind, gaps=gaps, alternatives=np.log(np.where(gaps > 0, chances, 1)))

@@ -3,8 +3,8 @@
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from service.judgements import Judgements
 from service.monitoring.baseline import Baseline, _flagged_gaps, _gaps
@@ -16,15 +16,13 @@ RATE = 0.01
 
 def baseline_of(sizes: list[int], *, rate: float = RATE, scale: float = 1.0) -> Baseline:
     """Of classes with standard normal log-likelihoods times scale."""
-    counts = torch.tensor(sizes)
+    counts = np.array(sizes)
     gaps = _gaps(counts)
-    quantiles = np.tile(
-        scale * torch.special.ndtri(torch.tensor(QUANTILE_LEVELS, dtype=torch.float64)).numpy(), (len(sizes), 1)
-    )
+    quantiles = np.tile(scale * ndtri(QUANTILE_LEVELS), (len(sizes), 1))
     return Baseline(
         labels=tuple(map(str, range(len(sizes)))),
-        sizes=counts.numpy(),
-        likelihood_sizes=counts.numpy(),
+        sizes=counts,
+        likelihood_sizes=counts,
         likelihood_column=0,
         quantiles=quantiles,
         centres=quantiles[:, 2],
@@ -34,7 +32,7 @@ def baseline_of(sizes: list[int], *, rate: float = RATE, scale: float = 1.0) -> 
             shape_family("p_values", gaps),
             shape_family("likelihood", gaps),
         ),
-        expected_shares=(gaps / gaps.sum(1, keepdim=True)).numpy(),
+        expected_shares=gaps / gaps.sum(1, keepdims=True),
     )
 
 
