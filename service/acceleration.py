@@ -1,7 +1,5 @@
 """Making a loaded screener fast on its device without moving its scores; the self-test after it proves that."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -10,9 +8,8 @@ from detectors import Screener
 from model.backbones import Backbone
 from model.errors import BundleError
 from model.image_set import to_unit
+from service.plan import Compiler, Precision
 
-Precision = Literal["float32", "bfloat16"]
-Compiler = Literal["none", "inductor"]
 LOW_PRECISION_TOLERANCE = 1e-2  # relative, of log-likelihoods
 
 

@@ -1,7 +1,5 @@
 """The device setting -> devices, one worker or several on each; and the sizes that batches are padded to."""
 
-import torch
-
 from service.errors import SettingsError
 
 
@@ -16,6 +14,10 @@ def resolve_devices(setting: str) -> tuple[str, ...]:
 
 
 def _resolve(name: str) -> list[str]:
+    if name == "cpu":
+        return [name]
+    import torch  # takes a second and hundreds of megabytes, which a service on CPUs does without
+
     if name.startswith("cuda"):
         count = torch.cuda.device_count()
         index = name.removeprefix("cuda").removeprefix(":")

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
+from numpy.typing import ArrayLike
 
 from detectors.manifest import Manifest, load_manifest
 from model.images import ImageFormat
@@ -20,16 +19,16 @@ from service.batching import Batcher
 from service.cpus import available_cpus
 from service.devices import resolve_devices
 from service.errors import FieldFault, InvalidInputError, OverloadedError
-from service.jobs import Floats, Times
+from service.jobs import Times
 from service.judgements import Judgements
 from service.metrics import Metrics
 from service.monitoring.model_watch import ModelWatch
 from service.monitoring.observer import ModelObserver
 from service.monitoring.traffic import Traffic
+from service.plan import Plan
 from service.recording import is_recorded, record
 from service.settings import Settings
 from service.slab import Layout
-from service.worker import Plan
 from service.workers import WorkerPool
 
 logger = logging.getLogger(__name__)
@@ -158,7 +157,7 @@ class Engine:
 
     async def screen(
         self,
-        images: Tensor | NDArray[np.generic],
+        images: ArrayLike,
         deadline: float | None = None,
         *,
         abandoned: Callable[[], bool] = _stays,
@@ -167,7 +166,7 @@ class Engine:
 
         deadline: in time.monotonic() seconds. abandoned: whether the caller has gone, asked before late work starts.
         """
-        array = _float_array(images)
+        array = np.ascontiguousarray(images, dtype=np.float32)
         if array.shape[1:] != self.image_format.shape or len(array) == 0:
             expected = f"(n >= 1, {', '.join(map(str, self.image_format.shape))})"
             raise InvalidInputError(FieldFault("images", f"must have shape {expected}, got {array.shape}"))
@@ -188,11 +187,6 @@ class Engine:
         await self._batcher.drain()
         await self._workers.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def _float_array(images: Tensor | NDArray[np.generic]) -> Floats:
-    array = images.numpy(force=True) if isinstance(images, Tensor) else images
-    return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _plans(bundle: Path, manifest: Manifest, settings: Settings) -> list[Plan]:

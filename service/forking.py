@@ -5,7 +5,12 @@ Imports of this file are few: it is read before anything else is.
 """
 
 from multiprocessing import forkserver, get_context
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from service.plan import Plan
 
 
 def worker_context() -> ForkServerContext:
@@ -13,6 +18,13 @@ def worker_context() -> ForkServerContext:
     context = get_context("forkserver")
     context.set_forkserver_preload(["__main__", "service.worker"])
     return context
+
+
+def run_worker(plan: "Plan", connection: Connection) -> None:
+    """A worker from its first to its last line, in its own process; whoever starts it imports no torch."""
+    from service.worker import run
+
+    run(plan, connection)
 
 
 def begin_imports() -> None:

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Self
 
-import torch
 from fastapi import FastAPI
 from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -99,7 +98,6 @@ class Service:
 
     def __init__(self, settings: Settings, version: str):
         configure_logs(style=settings.log_format, level=settings.log_level)
-        torch.set_num_threads(1)  # the network runs elsewhere
         self._runtime = Runtime(settings=settings)
         self._version = version
 

@@ -11,7 +11,6 @@ from functools import partial
 from types import FrameType
 from typing import Any, cast
 
-import torch
 import uvicorn
 
 from detectors.manifest import load_manifest
@@ -39,7 +38,6 @@ def serve(settings: Settings) -> None:
     configure_logs(style=settings.log_format, level=settings.log_level)
     for told in stray_variables(os.environ):
         logger.warning(told)
-    torch.set_num_threads(1)  # the network runs elsewhere
     listen_grpc = _grpc_listener(settings)
     certificate = certificate_of(settings)
     resolve_devices(settings.device)

@@ -1,21 +1,16 @@
 """The process that owns a device: loads a bundle, then judges the batches that it finds in its slab.
 
-Messages to it are the number of images in the slab; those it sends begin with a byte that says what they are.
 It ends when whoever feeds it does, however that happens.
 """
 
 import logging
 import os
 import signal
-import struct
 import threading
 import time
-from dataclasses import dataclass
-from enum import IntEnum
 from multiprocessing import parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,39 +19,16 @@ from torch import Tensor
 from detectors import Screener, load_bundle
 from detectors.screener import check_images
 from model.errors import BundleError, LGMGuardError
-from service.acceleration import Compiler, Precision, accelerate, check_low_precision
+from service.acceleration import accelerate, check_low_precision
 from service.devices import powers_of_two
 from service.errors import InferenceError
 from service.graph import Verdict, graph_of
 from service.logs import configure_logs
-from service.slab import Layout, Slab
+from service.plan import COUNT, SECONDS, Plan, Said
+from service.slab import Slab
 
 logger = logging.getLogger(__name__)
 NICENESS = 10  # the event loop, where requests are refused and probes answered, must not wait for a processor
-COUNT = struct.Struct("<I")
-SECONDS = struct.Struct("<d")
-
-
-class Said(IntEnum):
-    READY = 1
-    REFUSED = 2  # the bundle cannot be served; why
-    JUDGED = 3  # how many seconds it took
-    FAILED = 4  # this batch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """What a worker is to do."""
-
-    bundle: Path
-    version: str
-    device: str
-    threads: int
-    precision: Precision
-    compiler: Compiler
-    layout: Layout
-    log_format: str
-    log_level: str
 
 
 def run(plan: Plan, connection: Connection) -> None:

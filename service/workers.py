@@ -14,12 +14,12 @@ from multiprocessing.reduction import send_handle
 from model.errors import BundleError
 from service.batching import Batcher, Outcome
 from service.errors import InferenceError, WorkerDiedError
-from service.forking import worker_context
+from service.forking import run_worker, worker_context
 from service.jobs import Floats
 from service.judgements import Judgements
 from service.metrics import Metrics
+from service.plan import COUNT, Plan, Said
 from service.slab import Slab, anonymous_file
-from service.worker import COUNT, Plan, Said, run
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,9 @@ class Worker:
         context = worker_context()
         here, there = context.Pipe()
         memory = anonymous_file(plan.layout.num_bytes)
-        process = context.Process(target=run, args=(plan, there), name=f"lgm-worker {plan.device}", daemon=True)
+        process = context.Process(
+            target=run_worker, args=(plan, there), name=f"lgm-worker {plan.device}", daemon=True
+        )
         try:
             await asyncio.to_thread(process.start)  # waits for the process that it is forked from
             there.close()

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from PIL import Image
 
@@ -55,6 +56,8 @@ def test_from_start_to_end(
         too_large = client.post("/v1/predict", content=b"x" * 20_000_000, headers={"content-type": "image/png"})
         assert too_large.status_code == 413
         assert "lgm_images_total" in client.get("/metrics").text
+        mapped = [Path(region.path).name for region in psutil.Process(server.process.pid).memory_maps()]
+        assert not [name for name in mapped if name.startswith("libtorch")], "its workers have torch; it needs none"
     assert server.stop() == 0
     served = [line for line in server.lines if line.get("route") == "/v1/predict"]
     assert {line["request_id"] for line in served} >= {answer["request_id"] for answer in answers}
