@@ -36,7 +36,8 @@ def figures(results: Results) -> Iterator[str]:
         "the furthest calibration score are all equal; TPR@5% and TPR@1% flag p ≤ 0.05 and p ≤ 0.01, and what these "
         "thresholds flag of clean images stands below. SR@5 and SR@50: the share of all attacked images that are "
         "misclassified and not flagged with the false-alarm rate set to 5 % and 50 %; lower is better. The "
-        "interval is the bootstrap's. eps is in linf where no norm is named.",
+        "interval of an AUROC is the bootstrap's or, where that is too narrow, Newcombe's. eps is in linf where no "
+        "norm is named.",
         "quiet",
     )
     rows = results["rows"]
