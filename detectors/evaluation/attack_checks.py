@@ -6,6 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from detectors.evaluation import metrics
+from detectors.evaluation.adaptive import ADAPTIVE
 from detectors.evaluation.attacks import ATTACKS
 from detectors.evaluation.checks import SIGNIFICANCE, Check, Level
 from detectors.evaluation.parts import FUSED
@@ -23,16 +24,18 @@ def check_attacks(measured: Iterable[Measured]) -> Iterator[Check]:
     yield from _compared("more steps", list(_step_pairs(attacks)), "more steps are weaker than fewer", "refuse")
     pairs = list(_square_pairs(attacks))
     yield from _compared("white box", pairs, "following gradients is weaker than not seeing them", "refuse")
+    yield from _compared("larger eps", list(_budget_pairs(attacks)), "a larger budget gets less through", "warn")
     yield from _costs(attacks)
     yield from _saturation(attacks)
     yield from _knowledge(attacks)
+    yield from _guidance(attacks)
 
 
 def _compared(name: str, pairs: Sequence[tuple[Measured, Measured]], fault: str, level: Level) -> Iterator[Check]:
     if not pairs:
         yield Check(name=name, level="not run", message="no two attacks of this run can be compared")
         return
-    faults = [pair for pair in pairs if metrics.weaker(pair[0].part.right, pair[1].part.right) < SIGNIFICANCE]
+    faults = [pair for pair in pairs if metrics.weaker(*map(_withstood, pair)) < SIGNIFICANCE]
     for stronger, other in faults:
         yield Check(name=name, level=level, message=f"{fault}: {_told(stronger)} against {_told(other)}")
     if not faults:
@@ -46,9 +49,7 @@ def _step_pairs(attacks: Sequence[Measured]) -> Iterator[tuple[Measured, Measure
             continue
         stronger, other = sorted((first, second), key=_steps, reverse=True)
         same = first.task.name == second.task.name and _steps(stronger) > _steps(other)
-        if (same and stronger.task.aim == other.task.aim) or (
-            other.task.name == "fgsm" and stronger.task.name in {"bim", "pgd", "apgd"}
-        ):
+        if same or (other.task.name == "fgsm" and stronger.task.name in {"bim", "pgd", "apgd"}):
             yield stronger, other
 
 
@@ -60,11 +61,23 @@ def _square_pairs(attacks: Sequence[Measured]) -> Iterator[tuple[Measured, Measu
             yield from ((one, square) for square in blind if _same_budget(one, square))
 
 
+def _budget_pairs(attacks: Sequence[Measured]) -> Iterator[tuple[Measured, Measured]]:
+    """One iterated attack at each eps and at the next smaller one, whose images it might have found as well."""
+    last: dict[tuple[object, ...], Measured] = {}
+    for one in sorted(attacks, key=lambda found: found.task.eps or 0):
+        task = one.task
+        key = (task.name, task.knowledge, task.norm, task.seed, task.steps, task.restarts, task.targeted)
+        if task.knowledge == "full" or _follows_gradients(one):
+            if key in last:
+                yield one, last[key]
+            last[key] = one
+
+
 def _costs(attacks: Sequence[Measured]) -> Iterator[Check]:
     """An attack that hardly costs accuracy at its largest eps measures nothing."""
     largest: dict[tuple[object, ...], Measured] = {}
     for one in attacks:
-        key = (one.task.name, one.task.knowledge, one.task.seed, one.task.steps, one.task.aim)
+        key = (one.task.name, one.task.knowledge, one.task.seed, one.task.steps)
         largest[key] = max(largest.get(key, one), one, key=lambda found: found.task.eps or 0)
     weak = [one for one in largest.values() if one.clean.right.mean() - one.part.right.mean() < LEAST_COST]
     for one in weak:
@@ -92,19 +105,38 @@ def _saturation(attacks: Sequence[Measured]) -> Iterator[Check]:
 
 def _knowledge(attacks: Sequence[Measured]) -> Iterator[Check]:
     """Attacks that know the detector, together, must get through at least as often as one that does not."""
+    unaware = [one for one in attacks if one.task.knowledge == "zero"]
+    aware = [one for one in attacks if one.task.knowledge == "full"]
+    yield from _outdone("knowledge helps", unaware, aware, "those that know the detector")
+
+
+def _guidance(attacks: Sequence[Measured]) -> Iterator[Check]:
+    """So must those that know the detector and follow its gradients, against those that know it and follow none."""
+    aware = [one for one in attacks if one.task.knowledge == "full"]
+    guided = [one for one in aware if ADAPTIVE[one.task.name].white_box]
+    blind = [one for one in aware if not ADAPTIVE[one.task.name].white_box]
+    yield from _outdone("detector's gradients help", blind, guided, "those that follow the detector's gradients")
+
+
+def _outdone(name: str, weak: Sequence[Measured], strong: Sequence[Measured], words: str) -> Iterator[Check]:
+    """Each of the weak against all of the strong together, of the same norm, eps and seed."""
     pairs = []
-    for unaware in attacks:
-        aware = [one for one in attacks if one.task.knowledge == "full" and _same_place(one, unaware)]
-        if unaware.task.knowledge == "zero" and aware:
-            stopped = np.all([_stopped(one) for one in aware], axis=0)
-            pairs.append((unaware, metrics.weaker(stopped, _stopped(unaware))))
-    faults = [unaware for unaware, p_value in pairs if p_value < SIGNIFICANCE]
-    for unaware in faults:
-        told = f"those that know the detector get through less often than {_told(unaware)}: they are too weak"
-        yield Check(name="knowledge helps", level="warn", message=told)
+    for one in weak:
+        together = [_stopped(other) for other in strong if _same_place(other, one)]
+        if together:
+            pairs.append((one, metrics.weaker(np.all(together, axis=0), _stopped(one))))
+    faults = [one for one, p_value in pairs if p_value < SIGNIFICANCE]
+    for one in faults:
+        told = f"{words} get through less often than {_told(one)}: they are too weak"
+        yield Check(name=name, level="warn", message=told)
     if not faults:
         told = f"{len(pairs)} attacks compared at the same eps" if pairs else "no attack of both kinds at one eps"
-        yield Check(name="knowledge helps", level="passed" if pairs else "not run", message=told)
+        yield Check(name=name, level="passed" if pairs else "not run", message=told)
+
+
+def _withstood(measured: Measured) -> np.ndarray:
+    """Images on which the attack has not got what it seeks."""
+    return _stopped(measured) if measured.task.knowledge == "full" else measured.part.right
 
 
 def _stopped(measured: Measured) -> np.ndarray:
@@ -136,4 +168,7 @@ def _told(measured: Measured) -> str:
     task = measured.task
     eps = "" if task.eps is None else f" eps {task.eps:g}"
     steps = "" if task.steps is None else f", {task.steps} steps"
-    return f"{task.name}{eps}{steps}, seed {task.seed} (accuracy {measured.part.right.mean():.1%})"
+    held = f"accuracy {measured.part.right.mean():.1%}"
+    if task.knowledge == "full":
+        held += f", right or flagged at 5 % {_stopped(measured).mean():.1%}"
+    return f"{task.name}{eps}{steps}, seed {task.seed} ({held})"

@@ -188,10 +188,39 @@ def test_an_attack_that_fails_with_the_whole_range_as_budget_is_warned_of(outcom
 
 def test_an_attack_that_knows_the_detector_must_not_get_through_less_often(outcome: Outcome) -> None:
     unaware = outcome(right(50), p_value=0.5, steps=40)
-    aware = {"name": "joint", "knowledge": "full", "steps": 40, "aim": 0.05}
+    aware = {"name": "joint", "knowledge": "full", "steps": 40}
     assert run(unaware, outcome(right(40), p_value=0.5, **aware))["knowledge helps"].level == "passed"
     assert run(unaware, outcome(right(40), p_value=0.01, **aware))["knowledge helps"].level == "warn"
     assert run(unaware)["knowledge helps"].level == "not run"
+
+
+def test_attacks_that_know_the_detector_are_compared_by_what_they_seek(outcome: Outcome) -> None:
+    """All are wrong under either, so accuracy says nothing; the one gets through and the other does not."""
+    aware = {"name": "joint", "knowledge": "full"}
+    through, caught = (
+        outcome(right(0), p_value=0.5, steps=10, **aware),
+        outcome(right(0), p_value=0.01, steps=40, **aware),
+    )
+    assert run(through, caught)["more steps"].level == "refuse"
+    assert "right or flagged at 5 % 100.0%" in run(through, caught)["more steps"].message
+    wide = outcome(right(0), p_value=0.01, steps=10, eps=0.4, **aware)
+    assert run(through, wide)["larger eps"].level == "warn"
+    assert run(through, outcome(right(0), p_value=0.5, steps=10, eps=0.4, **aware))["larger eps"].level == "passed"
+    blind = outcome(right(0), p_value=0.5, name="random-search", knowledge="full", steps=40)
+    assert run(caught, blind)["detector's gradients help"].level == "warn"
+    assert run(caught, through, blind)["detector's gradients help"].level == "passed"
+    assert run(caught)["detector's gradients help"].level == "not run"
+
+
+def test_a_larger_budget_that_is_weaker_is_warned_of(outcome: Outcome) -> None:
+    small, large = outcome(right(20), steps=40, eps=0.1), outcome(right(80), steps=40, eps=0.2)
+    assert run(small, large)["larger eps"].level == "warn"
+    assert run(small, outcome(right(10), steps=40, eps=0.2))["larger eps"].level == "passed"
+    assert run(small, outcome(right(80), steps=10, eps=0.2))["larger eps"].level == "not run"
+    assert (
+        run(outcome(right(20), name="fgsm"), outcome(right(80), name="fgsm", eps=0.3))["larger eps"].level
+        == "not run"
+    )
 
 
 def test_nothing_attacked_leaves_nothing_to_check() -> None:
