@@ -94,14 +94,13 @@ def run_adaptive(
     steps: int = 40,
     restarts: int = 1,
     seed: int = 0,
-    false_alarm_rate: float = 0.05,
     draws: int = 1,
 ) -> Float[Tensor, "n c h w"]:
     """Attack images (n, c, h, w) with true labels (n,); the best found of each, over steps, weights and restarts.
 
-    Best: class wrong and p-value above false_alarm_rate, then class wrong, then the rest; the higher p-value
-    among equals. An image is left alone once its class is wrong at a p-value above CONVINCING and the rate; all
-    others stay open, whatever the restart.
+    Best: class wrong, then the rest; the higher p-value among equals, so the same images serve every false-alarm
+    rate. An image is left alone once its class is wrong at a p-value above CONVINCING; all others stay open,
+    whatever the restart.
 
     The first restart begins at the clean images and ascends with every weight. Later ones begin at random points of
     the ball and take the weights in turn, one each: with all of them a restart would cost up to four times as
@@ -118,7 +117,7 @@ def run_adaptive(
     generator = torch.Generator().manual_seed(seed)
     with undisturbed(screener, seed=seed):
         clean = images.detach().to(screener.device, torch.float32).clone()
-        hunt = Hunt(screener, clean, labels.to(screener.device), enough=max(false_alarm_rate, CONVINCING))
+        hunt = Hunt(screener, clean, labels.to(screener.device), enough=CONVINCING)
         for restart in range(restarts):
             if spec.direction is None:
                 random_search(hunt, eps=eps, norm=norm, steps=steps, generator=generator)

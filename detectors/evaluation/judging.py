@@ -134,7 +134,6 @@ def make(screener: Screener, task: Task, images: Tensor, labels: Tensor, index: 
         steps=task.steps or 1,
         restarts=task.restarts or 1,
         seed=seed,
-        false_alarm_rate=task.aim or 0.05,
     )
 
 

@@ -21,7 +21,7 @@ from detectors.evaluation.rows import Measured
 from detectors.evaluation.settings import Task
 
 # what a row says of its task beside the name
-TASK = ("group", "knowledge", "norm", "seed", "eps", "steps", "severity", "aim", "restarts", "targeted", "on_curve")
+TASK = ("group", "knowledge", "norm", "seed", "eps", "steps", "severity", "restarts", "targeted", "on_curve")
 TOLERANCE = 1e-9  # of a figure told again
 HALF_A_HIT = 0.5  # the continuity correction of a count
 

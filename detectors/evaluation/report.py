@@ -54,12 +54,11 @@ def _threat_model(results: Results) -> list[tuple[str, str]]:
     if settings["targeted"]:
         goal += ", sought by aiming at a chosen one; how many reached it stands beside those judged"
     known = settings["adaptive"]
-    aims = ", ".join(f"{aim:g}" for aim in settings["aims"])
     return [
         ("goal", f"an image that is classified as {goal}; where the attacker knows the detector, unflagged as well"),
         ("may change", "every pixel, within eps of the clean image in the norm of the attack; images are in [0, 1]"),
         ("knowledge zero", f"the network with its weights, not the detector: {_listed(settings['attacks'])}"),
-        ("knowledge full", f"network, detectors and thresholds (aims to stay above p = {aims}): {_listed(known)}"),
+        ("knowledge full", f"network, detectors and thresholds; seeks the highest p-value: {_listed(known)}"),
         ("no attacker", f"corruptions: {_listed(settings['corruptions'])}; foreign: {_listed(settings['foreign'])}"),
         (
             "thresholds",
@@ -97,7 +96,7 @@ def _largest(measured: Sequence[Measured]) -> list[Measured]:
     for one in measured:
         task = one.task
         if task.seed == measured[0].task.seed and not task.on_curve:
-            found[(task.group, task.name, task.knowledge, task.steps, task.aim)] = one
+            found[(task.group, task.name, task.knowledge, task.steps)] = one
     return list(found.values())
 
 

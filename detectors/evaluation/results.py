@@ -51,7 +51,6 @@ class _Row(_Read):
     steps: int | None
     severity: int | None
     knowledge: str
-    aim: float | None
     restarts: int | None
     targeted: bool
     on_curve: bool

@@ -92,7 +92,6 @@ def _row(measured: Measured, detector: str, promise: float) -> Row:
         "seed": task.seed,
         "severity": task.severity,
         "keeps_class": measured.keeps_class,
-        "aim": task.aim,
         "restarts": task.restarts,
         "targeted": task.targeted,
         "num_on_target": measured.num_on_target,

@@ -26,8 +26,8 @@ class Settings:
     """What is asked. eps in units of images in [0, 1]; eps_l2 is the budget of attacks with an l2 norm.
 
     steps: numbers of steps for attacks that follow gradients, each run on its own; theirs where empty.
-    aims: the false-alarm rates at which adaptive attacks try to stay unflagged. limit: images a seed,
-    drawn from the test set by that seed. curve: eps goes on until an attack's success saturates.
+    limit: images a seed, drawn from the test set by that seed. curve: eps of attacks that do not know the detector
+    goes on until their success saturates.
     """
 
     data: str
@@ -37,7 +37,6 @@ class Settings:
     steps: tuple[int, ...] = ()
     adaptive: tuple[str, ...] = ()
     restarts: int = 1
-    aims: tuple[float, ...] = (0.05,)
     corruptions: tuple[str, ...] = ()
     severities: tuple[int, ...] = (1, 2, 3, 4, 5)
     foreign: tuple[str, ...] = ()
@@ -71,7 +70,6 @@ class Task:
     eps: float | None = None
     steps: int | None = None
     severity: int | None = None
-    aim: float | None = None
     restarts: int | None = None
     targeted: bool = False
     on_curve: bool = False
@@ -135,7 +133,7 @@ def _budgets(settings: Settings, norm: str) -> Iterable[float | None]:
 
 def _adaptive_tasks(settings: Settings, seed: int) -> Iterator[Task]:
     steps = settings.steps or (ADAPTIVE_STEPS,)
-    for name, eps, step, aim in product(settings.adaptive, sorted(settings.eps), steps, settings.aims):
+    for name, eps, step in product(settings.adaptive, sorted(settings.eps), steps):
         yield Task(
             group="attack",
             name=name,
@@ -144,7 +142,6 @@ def _adaptive_tasks(settings: Settings, seed: int) -> Iterator[Task]:
             seed=seed,
             eps=eps,
             steps=step,
-            aim=aim,
             restarts=settings.restarts,
         )
 
@@ -170,7 +167,7 @@ def _check_names(settings: Settings) -> None:
         for name in names:
             if name not in table:
                 raise AttackError(f"unknown {kind} {name!r}; there are {', '.join(table)}")
-    for kind in ("attacks", "eps", "eps_l2", "steps", "adaptive", "aims", "corruptions", "foreign", "seeds"):
+    for kind in ("attacks", "eps", "eps_l2", "steps", "adaptive", "corruptions", "foreign", "seeds"):
         values = getattr(settings, kind)
         if len(set(values)) < len(values):
             raise EvaluationError(f"{kind} names something twice: {', '.join(map(str, values))}")
@@ -189,9 +186,6 @@ def _check_numbers(settings: Settings) -> None:
     _check_range("seed", settings.seeds, 0, 2**31 - 1)
     if not settings.seeds or (settings.corruptions and not settings.severities):
         raise EvaluationError("at least one seed and one severity are needed")
-    for aim in settings.aims:
-        if not 0 < aim < 1:
-            raise EvaluationError(f"an aimed false-alarm rate must lie in (0, 1), got {aim}")
 
 
 def _check_range(name: str, values: Iterable[int], least: int, most: int | None) -> None:

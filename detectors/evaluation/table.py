@@ -39,8 +39,6 @@ def area(value: float | None) -> str:
 def case_cells(row: Mapping[str, Any]) -> Cells:
     """What was done to the images, as a person reads it."""
     attack = row["attack"] if row["severity"] is None else f"{row['attack']} {row['severity']}"
-    if row["aim"] not in {None, 0.05}:
-        attack += f" (p > {row['aim']:g})"
     norm = "" if row["norm"] in {"none", "linf"} else f" {row['norm']}"
     return {
         "attack": f"{attack}{' (targeted)' if row['targeted'] else ''}",

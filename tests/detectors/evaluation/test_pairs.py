@@ -14,7 +14,7 @@ from detectors.evaluation.parts import FOLDER, Part, load_part, save_part
 from detectors.evaluation.rows import Measured, Row, make_rows
 from detectors.evaluation.settings import Task
 
-TASK = Task(group="attack", name="pgd", knowledge="full", norm="linf", seed=3, eps=0.1, steps=5, aim=0.05, restarts=1)
+TASK = Task(group="attack", name="pgd", knowledge="full", norm="linf", seed=3, eps=0.1, steps=5, restarts=1)
 FIGURES = {
     "attacked_accuracy",
     "auroc",
