@@ -51,8 +51,12 @@ class Store:
         self._row_group = lru_cache(maxsize=1)(self._read_row_group)  # the next batch is likely to be in it too
 
     def digest(self) -> str:
-        """SHA-256 over names and labels; of pixels nothing is known before they are read."""
-        digest = hashlib.sha256(repr([(block.paths, block.row_group) for block in self._blocks]).encode())
+        """SHA-256 over names and labels; of pixels nothing is known before they are read.
+
+        Parquet files hold other images in another column; other labels show by themselves.
+        """
+        named = [(block.paths, block.row_group, *self._column_read(block)) for block in self._blocks]
+        digest = hashlib.sha256(repr(named).encode())
         digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
 
@@ -84,6 +88,9 @@ class Store:
             return decode_image(image.content, self.image_format)
         except ImageError as error:
             raise DataError(f"{image.name}: {error}") from None
+
+    def _column_read(self, block: Block) -> tuple[str, ...]:
+        return () if block.row_group is None else (self._columns.image,)
 
     def _labels_of(self, block: Block) -> Iterator[int]:
         if block.row_group is not None:

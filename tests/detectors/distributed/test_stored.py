@@ -1,5 +1,6 @@
 """An evaluation on images that are read when wanted tells what one on the same images in memory does."""
 
+import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from detectors.distributed.places import StoreError
 from detectors.evaluation import benchmark, cli, stored
@@ -176,6 +177,33 @@ def test_another_set_is_not_taken_for_it(folder: Path) -> None:
     assert read(folder).digest() == before
     next(iter(sorted(folder.rglob("*.png")))).unlink()
     assert read(folder).digest() != before
+
+
+def test_a_folder_of_files_keeps_the_digest_that_earlier_runs_hold(folder: Path, digits: ImageSet) -> None:
+    blocks = [(tuple(str(path) for path in sorted(folder.rglob("*.png"))), None)]
+    content = repr(blocks).encode() + digits.labels.numpy().tobytes()
+    assert read(folder).digest() == hashlib.sha256(content).hexdigest()
+
+
+def test_another_column_holds_other_images(digits_bundle: Path, write_parquet: Write, tmp_path: Path) -> None:
+    """Which neither go on with the first one's figures nor are compared with them as the same images."""
+    path = write_parquet()
+    table = parquet.read_table(path)
+    backwards = table["image"].take(list(range(NUM_IMAGES))[::-1])
+    table = table.append_column("backwards", backwards).append_column("again", table["label"])
+    parquet.write_table(table, path, row_group_size=7)
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def run(output: Path, *columns: str) -> Result:
+        attack = ("--attacks", "fgsm", "--eps", "0.2", "--output", str(output), *columns)
+        return CliRunner().invoke(alone(cli.evaluate), [str(digits_bundle), "--images", str(path), *attack])
+
+    assert run(first).exit_code in (0, 3)
+    assert "holds another run" in str(run(first, "--image-column", "backwards").exception)
+    assert run(first, "--label-column", "again").exit_code in (0, 3)  # the same classes of the same images
+    assert run(second, "--image-column", "backwards").exit_code in (0, 3)
+    compared = CliRunner().invoke(alone(cli.evaluate), ["--compare", str(first), str(second)])
+    assert "measured on different test images" in compared.stdout
 
 
 @pytest.mark.parametrize(
