@@ -6,6 +6,7 @@ Files appear whole or not at all, so that a run that was interrupted goes on fro
 import json
 import logging
 import os
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from detectors.evaluation.settings import EvaluationError
 
 RUN = "run.json"
 FOLDER = "parts"
+TEMPORARY = ".tmp"
 FUSED = "fused"
 
 _log = logging.getLogger(__name__)
@@ -58,11 +60,9 @@ class Part:
 def open_folder(output: Path, fingerprint: str, settings: dict[str, Any]) -> None:
     """Make or take up a run's folder; raises EvaluationError where it cannot be this run's."""
     check_folder(output, fingerprint)
-    try:
-        (output / FOLDER).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise EvaluationError(f"{output} cannot be made: {error.strerror}") from None
+    _make(output)
     write_json(output / RUN, {"fingerprint": fingerprint, "settings": settings})
+    _make(output / FOLDER)  # last: until the run is named the folder holds nothing
 
 
 def check_folder(output: Path, fingerprint: str) -> None:
@@ -71,7 +71,7 @@ def check_folder(output: Path, fingerprint: str) -> None:
         return
     if not output.is_dir():
         raise EvaluationError(f"{output} is not a folder; choose another one")
-    if not any(output.iterdir()):
+    if all(map(_is_left_over, output.iterdir())):
         return
     try:
         found = json.loads((output / RUN).read_text(encoding="utf-8"))["fingerprint"]
@@ -82,6 +82,11 @@ def check_folder(output: Path, fingerprint: str) -> None:
             f"{output} holds another run (other settings, bundle or images); choose another folder, "
             "or repeat the same command to go on with that one"
         )
+
+
+def _is_left_over(path: Path) -> bool:
+    """What a run leaves that ended before it was named."""
+    return path.name == RUN + TEMPORARY or (path.name == FOLDER and path.is_dir() and not any(path.iterdir()))
 
 
 def save_part(output: Path, key: str, part: Part) -> None:
@@ -149,8 +154,15 @@ def write_bytes(path: Path, content: bytes) -> None:
     _write(path, content)
 
 
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{folder} cannot be made: {error.strerror}") from None
+
+
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -158,6 +170,8 @@ def _write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
         raise EvaluationError(f"{path} cannot be written: {error.strerror}") from None
 
 

@@ -21,7 +21,7 @@ from detectors.evaluation.batches import Batch
 from detectors.evaluation.benchmark import RESULTS, Evaluation
 from detectors.evaluation.inputs import load_inputs
 from detectors.evaluation.judging import OneProcess, join, make
-from detectors.evaluation.parts import FOLDER, Part, check_folder, load_part, save_part, write_json
+from detectors.evaluation.parts import FOLDER, Part, check_folder, load_part, open_folder, save_part, write_json
 from detectors.evaluation.rows import Measured, make_rows
 from detectors.evaluation.settings import EvaluationError, Settings, Task, plan
 from detectors.evaluation.summaries import over_seeds, worst_cases
@@ -30,6 +30,7 @@ from detectors.evaluation.watcher import Silent
 from model.errors import BundleError, DataError, LGMGuardError
 from model.image_set import to_unit
 from tests.detectors.evaluation.conftest import SETTINGS, Finished
+from tests.full_disk import files_of_at_most
 
 SCHEMA = {
     "attack": str,
@@ -471,6 +472,28 @@ def test_a_folder_that_is_not_this_runs_is_refused_and_left_as_it_was(finished: 
     with pytest.raises(EvaluationError, match="is not a folder"):
         check_folder(tmp_path / "file.txt", "fingerprint")
     assert (tmp_path / "file.txt").read_text() == "mine"
+
+
+def test_a_disk_that_was_full_leaves_a_folder_to_begin_in(tmp_path: Path) -> None:
+    with files_of_at_most(10), pytest.raises(EvaluationError, match=r"run\.json cannot be written"):
+        open_folder(tmp_path, "fingerprint", {})
+    assert list(tmp_path.iterdir()) == []
+    open_folder(tmp_path, "fingerprint", {})
+    check_folder(tmp_path, "fingerprint")
+
+
+def test_a_folder_left_before_its_run_was_named_is_an_empty_one(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / "run.json.tmp").touch()
+    open_folder(tmp_path, "fingerprint", {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [FOLDER, "run.json"]
+
+
+def test_parts_without_a_name_are_nobodys(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / "clean-seed0.safetensors").touch()
+    with pytest.raises(EvaluationError, match="holds no evaluation"):
+        open_folder(tmp_path, "fingerprint", {})
 
 
 def test_the_fingerprint_tells_settings_bundle_and_images_apart() -> None:
