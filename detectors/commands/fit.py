@@ -10,7 +10,7 @@ import typer
 
 from detectors.bundle import check_vacant, save_bundle
 from detectors.card import write_card
-from detectors.commands.options import Data, DataDirectory, Device, choose_data, progress_bar
+from detectors.commands.options import Data, DataDirectory, Device, choose_data, listed, progress_bar
 from detectors.fitting import Fitted, fit_screener
 from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.manifest import DataSplit
@@ -45,7 +45,7 @@ def fit(
 ) -> None:
     """Fit detectors on clean images, calibrate them on others, measure them, and write a bundle."""
     check_vacant(output)
-    deciding, further = _names(detectors), _names(beside)
+    deciding, further = listed("--detectors", detectors), listed("--beside", beside)
     check_names([*deciding, *further])
     for kind in abnormal or ():
         check_abnormal(kind)
@@ -67,10 +67,6 @@ def fit(
         measured = measure(fitted.screener, test, foreign, progress)
     saved = _save(fitted, output, trained, measured, chosen)
     typer.echo(f"{output}: {_summary(saved, measured, false_alarm_rate)}")
-
-
-def _names(listed: str) -> list[str]:
-    return [name.strip() for name in listed.split(",") if name.strip()]
 
 
 def _save(fitted: Fitted, output: Path, trained: Checkpoint, measured: Measured, data: DataConfig) -> Screener:

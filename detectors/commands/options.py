@@ -27,6 +27,14 @@ Address = Annotated[
 GpusPerActor = Annotated[float, typer.Option(min=0, help="ray: of each worker, as 0.5; needs --device cuda.")]
 
 
+def listed(option: str, text: str) -> tuple[str, ...]:
+    """What stands between commas. Raises ConfigurationError for commas alone, with which nothing would be asked."""
+    words = tuple(filter(None, map(str.strip, text.split(","))))
+    if text and not words:
+        raise ConfigurationError(f"{option}: at least one is needed beside the commas, got {text!r}")
+    return words
+
+
 def check_engine(engine: str) -> None:
     """Raises ConfigurationError for another than this process and Ray."""
     if engine not in {"process", "ray"}:

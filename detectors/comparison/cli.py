@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from detectors.commands.options import listed
 from detectors.comparison.carrying_out import FAILED, carry_out
 from detectors.comparison.judging import Row
 from detectors.comparison.pictures import draw
@@ -49,7 +50,7 @@ def compare(
     """
     comparison = load_comparison(config, set_ or ())
     folder = output or Path("runs") / "compare" / comparison.name
-    runs = plan(comparison, folder, only=[name.strip() for name in only.split(",") if name.strip()])
+    runs = plan(comparison, folder, only=listed("--only", only))
     with LiveProgress() as watcher:
         rows = carry_out(runs, comparison.abnormal, folder, watcher)
     experiments = list({run.experiment.name: run.experiment for run in runs}.values())

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from detectors.commands.options import Address, Data, DataDirectory, Device, GpusPerActor, check_engine
+from detectors.commands.options import Address, Data, DataDirectory, Device, GpusPerActor, check_engine, listed
 from detectors.evaluation.benchmark import Evaluation
 from detectors.evaluation.compare import compare as compare_results
 from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
@@ -80,20 +80,20 @@ def evaluate(
     bundle, named, output = _named(bundle, data, images, output)
     settings = Settings(
         data=named,
-        attacks=_words(attacks),
-        eps=_numbers("eps", eps),
-        eps_l2=_numbers("eps-l2", eps_l2),
-        steps=_integers("steps", steps),
-        adaptive=_words(adaptive),
+        attacks=listed("--attacks", attacks),
+        eps=_numbers("--eps", eps),
+        eps_l2=_numbers("--eps-l2", eps_l2),
+        steps=_integers("--steps", steps),
+        adaptive=listed("--adaptive", adaptive),
         restarts=restarts,
-        corruptions=_words(corruptions),
-        severities=_integers("severities", severities),
-        foreign=_words(foreign),
+        corruptions=listed("--corruptions", corruptions),
+        severities=_integers("--severities", severities),
+        foreign=listed("--foreign", foreign),
         targeted=targeted,
         curve=eps_curve,
         limit=limit,
         batch_size=batch_size,
-        seeds=_integers("seeds", seeds),
+        seeds=_integers("--seeds", seeds),
     )
     check_engine(engine)
     here = "cpu" if engine == "ray" else device  # whoever spreads the work may have no GPU
@@ -165,23 +165,19 @@ def _compare(first: Path, second: Path, output: Path | None) -> None:
     console.print(f"{output / COMPARISON}.html", markup=False, soft_wrap=True)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(filter(None, (word.strip() for word in text.split(","))))
-
-
-def _numbers(name: str, text: str) -> tuple[float, ...]:
+def _numbers(option: str, text: str) -> tuple[float, ...]:
     """Decimals or fractions."""
     found = []
-    for word in _words(text):
+    for word in listed(option, text):
         try:
             found.append(float(Fraction(word.replace(" ", ""))))
         except (ValueError, ZeroDivisionError, OverflowError):
-            raise EvaluationError(f"--{name}: {word!r} is not a number; write 0.1,0.2 or 8/255") from None
+            raise EvaluationError(f"{option}: {word!r} is not a number; write 0.1,0.2 or 8/255") from None
     return tuple(found)
 
 
-def _integers(name: str, text: str) -> tuple[int, ...]:
+def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in _words(text))
+        return tuple(int(word) for word in listed(option, text))
     except ValueError:
-        raise EvaluationError(f"--{name}: {text!r} is not a list of whole numbers") from None
+        raise EvaluationError(f"{option}: {text!r} is not a list of whole numbers") from None

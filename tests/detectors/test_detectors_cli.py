@@ -115,6 +115,7 @@ def test_the_card_names_its_commands_and_how_it_was_made(fitted: tuple[Path, Res
             "each named once, got .*, margin, layers",
         ),
         (["--detectors", ""], "at least one"),
+        (["--beside", ","], "--beside: at least one"),
     ],
 )
 def test_fit_refuses_what_it_cannot_do_and_leaves_nothing(

@@ -388,6 +388,10 @@ def test_an_unknown_experiment_is_refused(tmp_path: Path) -> None:
     assert "there is no experiment 'sphere'; there are plane, losses" in str(error)
 
 
+def test_experiments_of_commas_alone_are_not_all_of_them(tmp_path: Path) -> None:
+    assert "--only: at least one" in str(refused(TOML, tmp_path, "--only", ","))
+
+
 def test_an_output_that_is_a_file_is_refused_before_any_training(toml: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     error = invoke(toml, "--output", tmp_path / "taken").exception

@@ -212,6 +212,19 @@ def test_bad_input_is_refused_before_any_work(
     assert not output.exists()
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        *("--attacks", "--eps", "--eps-l2", "--steps", "--adaptive", "--aim"),
+        *("--corruptions", "--severities", "--foreign", "--seeds"),
+    ],
+)
+def test_commas_alone_are_no_list(digits_bundle: Path, tmp_path: Path, option: str) -> None:
+    """With which less would be run than was asked for, or something else."""
+    error = refused(digits_bundle, "--data", "digits", "--output", tmp_path / "out", option, " ,")
+    assert str(error) == f"{option}: at least one is needed beside the commas, got ' ,'"
+
+
 @pytest.mark.parametrize("missing", ["bundle", "--data", "--output"])
 def test_what_is_missing_is_named(digits_bundle: Path, tmp_path: Path, missing: str) -> None:
     given = {"bundle": (digits_bundle,), "--data": ("--data", "digits"), "--output": ("--output", tmp_path / "out")}
