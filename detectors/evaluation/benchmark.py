@@ -9,12 +9,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from detectors.evaluation import checks
 from detectors.evaluation.attack_checks import SATURATED, check_attacks
 from detectors.evaluation.batches import Batch, clean_batches, task_batches
 from detectors.evaluation.checks import Check
 from detectors.evaluation.corruptions import CORRUPTIONS
-from detectors.evaluation.inputs import Inputs, batch
+from detectors.evaluation.inputs import Inputs
 from detectors.evaluation.judging import Engine, OneProcess, join
 from detectors.evaluation.parts import Part, block_key, discard_blocks, load_part, open_folder, save_part, write_json
 from detectors.evaluation.rows import Measured, Row, clean_figures, make_rows
@@ -22,6 +24,7 @@ from detectors.evaluation.settings import Task, plan
 from detectors.evaluation.summaries import over_seeds, worst_cases
 from detectors.evaluation.surroundings import bundle_facts, versions
 from detectors.evaluation.watcher import Watcher
+from model.image_set import to_unit
 
 SCHEMA_VERSION = 1
 RESULTS = "results.json"
@@ -142,11 +145,13 @@ class Evaluation:
         """What can be told before any attack."""
         inputs, seed = self._inputs, self._inputs.settings.seeds[0]
         sample = self._samples[seed]
-        images, labels = batch(sample.images, 0, NUM_CHECKED), sample.labels[:NUM_CHECKED]
+        first = sample.select(torch.arange(min(NUM_CHECKED, len(sample))))
+        batches = ((to_unit(one.images), one.labels) for one in clean_batches(inputs, first))
+        looked = checks.look(inputs.screener, batches)
         figures = [row for one in self.clean for row in self._clean_figures(one)]
         return [
-            checks.check_modes(inputs.screener, images),
-            checks.check_gradients(inputs.screener, images, labels),
+            checks.check_modes(inputs.screener, looked),
+            checks.check_gradients(looked),
             checks.check_test_split(inputs.test.digest(), inputs.manifest.split_digests),
             checks.check_accuracy(self.clean[seed].right, inputs.manifest.measured),
             checks.check_resolution(inputs.manifest.calibration_sizes),

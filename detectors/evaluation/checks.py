@@ -3,7 +3,7 @@
 `refuse`: do not rely on the figures. `warn`: read them with this in mind. `passed`; `not run`: nothing to compare.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from detectors.screener import Screener
 Level = Literal["passed", "warn", "refuse", "not run"]
 SIGNIFICANCE = 0.001  # of the paired tests and of clean accuracy: one false alarm in a thousand checks
 ZERO_GRADIENTS_WARN, ZERO_GRADIENTS_REFUSE = 0.01, 0.10
-REPEAT_TOLERANCE = 1e-4
+REPEAT_TOLERANCE, SCORE_TOLERANCE = 1e-4, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,40 @@ class Check:
     message: str
 
 
-def check_modes(screener: Screener, images: Float[Tensor, "n c h w"]) -> Check:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Look:
+    """What n clean images show of a network.
+
+    agree: two passes give the same likelihoods; differing: detectors whose scores differ between them.
+    blind (n,): see `zero_gradients`.
+    """
+
+    agree: bool
+    differing: tuple[str, ...]
+    blind: Bool[Tensor, " n"]
+
+
+def look(screener: Screener, batches: Iterable[tuple[Tensor, Tensor]]) -> Look:
+    """Two passes over each batch of images (m, c, h, w) and labels (m,), and one back; one is held at a time."""
+    agree, differing, blind = True, set[str](), []
+    for images, labels in batches:
+        first, second = screener.screen(images), screener.screen(images)
+        agree &= _is_repeated(first.log_likelihood, second.log_likelihood, REPEAT_TOLERANCE)
+        differing |= {
+            name
+            for name, said in first.evidence.items()
+            if not _is_repeated(said.score, second.evidence[name].score, SCORE_TOLERANCE)
+        }
+        blind.append(zero_gradients(screener, images, labels))
+    named = tuple(name for name in screener.detectors if name in differing)
+    return Look(agree=agree, differing=named, blind=torch.cat(blind))
+
+
+def _is_repeated(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    return torch.allclose(first, second, rtol=tolerance, atol=1e-3, equal_nan=True)
+
+
+def check_modes(screener: Screener, found: Look) -> Check:
     """A network in training mode, or one whose answers differ between two passes, cannot be attacked honestly."""
     name = "evaluation mode"
     training = [path or "screener" for path, module in screener.named_modules() if module.training]
@@ -44,23 +77,15 @@ def check_modes(screener: Screener, images: Float[Tensor, "n c h w"]) -> Check:
             level="refuse",
             message=f"{len(training)} modules are in training mode, {training[0]} among them: call screener.eval()",
         )
-    first, second = screener.screen(images), screener.screen(images)
-    if not torch.allclose(
-        first.log_likelihood, second.log_likelihood, rtol=REPEAT_TOLERANCE, atol=1e-3, equal_nan=True
-    ):
+    if not found.agree:
         return Check(
             name=name, level="refuse", message="the network's outputs differ between two passes: is dropout active?"
         )
-    random = [
-        key
-        for key, said in first.evidence.items()
-        if not torch.allclose(said.score, second.evidence[key].score, rtol=1e-3, atol=1e-3, equal_nan=True)
-    ]
-    if random:
+    if found.differing:
         return Check(
             name=name,
             level="warn",
-            message=f"scores of {', '.join(random)} differ between two passes: attack their expectation",
+            message=f"scores of {', '.join(found.differing)} differ between two passes: attack their expectation",
         )
     return Check(name=name, level="passed", message="no module in training mode; two passes agree")
 
@@ -84,13 +109,13 @@ def zero_gradients(
     return ((rows == 0).all(1) | ~rows.isfinite().all(1)).cpu()
 
 
-def check_gradients(screener: Screener, images: Float[Tensor, "n c h w"], labels: Int[Tensor, " n"]) -> Check:
+def check_gradients(found: Look) -> Check:
     """Masked gradients: see `zero_gradients`."""
-    blind = float(zero_gradients(screener, images, labels).double().mean())
+    blind = float(found.blind.double().mean())
     level: Level = "passed"
     if blind > ZERO_GRADIENTS_WARN:
         level = "refuse" if blind > ZERO_GRADIENTS_REFUSE else "warn"
-    told = f"the input gradient is zero in every pixel for {blind:.1%} of {len(images)} clean images"
+    told = f"the input gradient is zero in every pixel for {blind:.1%} of {len(found.blind)} clean images"
     return Check(name="zero gradients", level=level, message=told)
 
 

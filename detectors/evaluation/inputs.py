@@ -20,7 +20,7 @@ from detectors.screener import Screener
 from model.config import DataConfig
 from model.data import load_splits
 from model.errors import DataError
-from model.image_set import ImageSet, digest_of, to_unit
+from model.image_set import ImageSet, digest_of
 from model.images import ImageFormat
 
 TestSet = ImageSet | StoredSet
@@ -86,11 +86,6 @@ def load_inputs(
         foreign={name: _foreign(name, data, test, screener.image_format) for name in settings.foreign},
         settings=settings,
     )
-
-
-def batch(images: Images, start: int, size: int) -> Tensor:
-    """One batch as floats in [0, 1]."""
-    return to_unit(images[start : start + size])
 
 
 def _foreign(name: str, data: DataConfig, test: TestSet, image_format: ImageFormat) -> Images:

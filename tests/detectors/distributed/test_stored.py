@@ -160,16 +160,18 @@ def test_noise_is_drawn_by_its_row_and_reads_nothing(folder: Path) -> None:
 def test_no_more_is_held_than_a_batch(
     digits_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor in the checks before any attack, which look at so many images and no more."""
+    """Nor by the network, not even in the checks before any attack, which look at so many images and no more."""
     sizes: list[int] = []
     genuine = StoredImages.__getitem__
     monkeypatch.setattr(
         StoredImages, "__getitem__", lambda *asked: sizes.append(len(found := genuine(*asked))) or found
     )
-    monkeypatch.setattr(benchmark, "NUM_CHECKED", 10)
-    evaluate(load_inputs(digits_bundle, replace(SETTINGS, data=str(folder)), stored=PLAIN), tmp_path / "out")
-    assert max(sizes) == SETTINGS.batch_size
-    assert sum(sizes) == 10 + 4 * 40  # clean, attacked, inverted, noise
+    monkeypatch.setattr(benchmark, "NUM_CHECKED", 20)
+    inputs, judged = load_inputs(digits_bundle, replace(SETTINGS, data=str(folder)), stored=PLAIN), []
+    inputs.screener.network.register_forward_pre_hook(lambda network, given: judged.append(len(given[0])))
+    evaluate(inputs, tmp_path / "out")
+    assert max(sizes) == max(judged) == SETTINGS.batch_size
+    assert sum(sizes) == 20 + 4 * 40  # clean, attacked, inverted, noise
 
 
 def test_another_set_is_not_taken_for_it(folder: Path) -> None:

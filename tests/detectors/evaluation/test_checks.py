@@ -60,38 +60,46 @@ def run(*attacks: Measured) -> dict[str, Check]:
     return {check.name: check for check in check_attacks(attacks)}
 
 
+def modes(screener: Screener, digits: tuple[Tensor, Tensor]) -> Check:
+    return checks.check_modes(screener, checks.look(screener, [digits]))
+
+
+def gradients(screener: Screener, digits: tuple[Tensor, Tensor]) -> Check:
+    return checks.check_gradients(checks.look(screener, [digits]))
+
+
 def right(count: int, total: int = 200) -> np.ndarray:
     return np.arange(total) < count
 
 
 def test_a_loaded_bundle_passes(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
-    assert checks.check_modes(screener, digits[0]).level == "passed"
-    assert checks.check_gradients(screener, *digits).level == "passed"
+    assert modes(screener, digits).level == "passed"
+    assert gradients(screener, digits).level == "passed"
     assert not checks.zero_gradients(screener, *digits).any()
 
 
 def test_one_module_in_training_mode_is_refused(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
     screener.network.embedding.train()
-    check = checks.check_modes(screener, digits[0])
+    check = modes(screener, digits)
     assert (check.level, "network.embedding" in check.message) == ("refuse", True)
 
 
 def test_dropout_that_stays_active_is_refused(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
     screener.network.embedding = nn.Sequential(screener.network.embedding, Noisy().eval()).eval()
-    assert checks.check_modes(screener, digits[0]).level == "refuse"
+    assert modes(screener, digits).level == "refuse"
 
 
 def test_a_random_detector_on_a_sound_network_is_warned_of(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
     detector = screener.detectors[screener.fusion.names[0]]
     detector.register_forward_hook(lambda module, given, scores: scores + torch.rand_like(scores))
-    assert checks.check_modes(screener, digits[0]).level == "warn"
+    assert modes(screener, digits).level == "warn"
 
 
 @pytest.mark.parametrize("mask", [Stepped(), Cut()])
 def test_masked_gradients_are_refused(screener: Screener, digits: tuple[Tensor, Tensor], mask: nn.Module) -> None:
     screener.network.normalise = nn.Sequential(mask, screener.network.normalise).eval()
     assert checks.zero_gradients(screener, *digits).all()
-    assert checks.check_gradients(screener, *digits).level == "refuse"
+    assert gradients(screener, digits).level == "refuse"
 
 
 @pytest.mark.parametrize(("count", "level"), [(0, "passed"), (1, "warn"), (6, "warn"), (7, "refuse")])
@@ -104,7 +112,28 @@ def test_zero_gradients_are_counted_by_image(
 
     screener.network.normalise = nn.Sequential(Some(), screener.network.normalise).eval()
     assert checks.zero_gradients(screener, *digits).tolist() == [True] * count + [False] * (64 - count)
-    assert checks.check_gradients(screener, *digits).level == level
+    assert gradients(screener, digits).level == level
+
+
+def test_batches_are_judged_as_all_their_images_at_once(screener: Screener, digits: tuple[Tensor, Tensor]) -> None:
+    """Whatever is wrong in one of them is."""
+
+    class ThirdBatch(nn.Module):
+        """Sees no way back from some images, and is noisy there."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.where(chosen(images), images.detach() + 0.2 * torch.rand_like(images), images)
+
+    def chosen(images: Tensor) -> Tensor:
+        return (images[:, None] == digits[0][32:40]).flatten(2).all(2).any(1)[:, None, None, None]
+
+    batches = list(zip(*(part.split(16) for part in digits), strict=True))
+    assert checks.look(screener, batches).agree
+    screener.network.normalise = nn.Sequential(ThirdBatch(), screener.network.normalise).eval()
+    whole, parted = checks.look(screener, [digits]), checks.look(screener, batches)
+    assert (whole.agree, parted.agree) == (False, False)
+    assert whole.differing == parted.differing != ()
+    assert whole.blind.tolist() == parted.blind.tolist() == [32 <= index < 40 for index in range(64)]
 
 
 def test_clean_accuracy_is_held_against_the_bundles_own_allowing_for_chance() -> None:
