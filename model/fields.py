@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, lt=2**32, strict=True)]
+MAX_SEED = 2**32 - 1
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED, strict=True)]
 
 CHECKED = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)

@@ -18,6 +18,7 @@ from detectors.measuring import Measured, abnormal_images, check_abnormal, measu
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import DataConfig
+from model.fields import MAX_SEED
 from model.train import select_device
 
 NUM_REFERENCE_IMAGES = 16
@@ -40,7 +41,9 @@ def fit(
         str, typer.Option(help=f"Those that decide together, of {', '.join(KNOWN_DETECTORS)}.")
     ] = ",".join(DEFAULT_DETECTORS),
     beside: Annotated[str, typer.Option(help="Others, whose evidence stands beside the verdict.")] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Of the images drawn for fitting and of what is trained.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the images drawn for fitting and of what is trained.")
+    ] = 0,
     device: Device = "cpu",
 ) -> None:
     """Fit detectors on clean images, calibrate them on others, measure them, and write a bundle."""

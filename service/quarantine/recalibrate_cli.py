@@ -17,6 +17,7 @@ from detectors import Screener, load_bundle
 from detectors.bundle import check_vacant
 from detectors.recalibrated import Source, save_recalibrated
 from detectors.recalibration import Judged, Recalibration, flagged, judge, recalibrate
+from model.fields import MAX_SEED
 from service.errors import SettingsError
 from service.quarantine.blind_sample import Reviewed, gather
 from service.quarantine.database import Database
@@ -36,7 +37,9 @@ def recalibrate_command(
     output: Annotated[Path, typer.Option(help="Folder of the new version; must be empty or absent.")],
     store: Annotated[str | None, typer.Option(help="Folder or URL of the bytes, beside a database's URL.")] = None,
     since: Annotated[datetime | None, typer.Option(help="Only what was judged since, in UTC.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the part that is drawn where there is more than enough.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Of the part that is drawn where there is more than enough.")
+    ] = 0,
     yes: Annotated[bool, typer.Option("--yes", help="Write it without being asked.")] = False,
 ) -> None:
     """Make a new version calibrated on the traffic's own blind sample too; shows what would change before it does."""

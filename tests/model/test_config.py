@@ -61,7 +61,7 @@ MISTAKES: list[tuple[Mapping[str, Any], str, str]] = [
     ({"training": {"epochs": True}}, "training.epochs", "integer"),
     ({"training": {"batch_size": 1}}, "training.batch_size", "greater than or equal to 2"),
     ({"training": {"seed": -1}}, "training.seed", "greater than or equal to 0"),
-    ({"training": {"seed": 2**32}}, "training.seed", "less than 4294967296"),
+    ({"training": {"seed": 2**32}}, "training.seed", "less than or equal to 4294967295"),
     ({"training": {"precision": "half"}}, "training.precision", "float32"),
     ({"data": {"name": "imagenet"}}, "data.name", "image-folder"),
     ({"data": 3}, "data", "dictionary"),

@@ -194,6 +194,14 @@ def test_errors_of_every_command_are_one_line():
     check_one_line(runner.invoke(app, ["screen", "/does/not/exist", "x.png"]), "/does/not/exist")
 
 
+@pytest.mark.parametrize("command", ["fit run", "recalibrate bundle --from-quarantine state"])
+def test_a_seed_beyond_the_limit_is_refused_before_anything_is_read(command):
+    result = runner.invoke(app, [*command.split(), "--output", "none", "--seed", str(2**32)])
+    assert result.exit_code == 2, result.output
+    assert "'--seed'" in result.stderr
+    assert "4294967295" in result.stderr
+
+
 def test_a_message_of_several_lines_becomes_one():
     command = cli.typer.Typer(cls=Commands)
 
