@@ -20,7 +20,7 @@ from model.errors import DataError, ImageError
 from model.image_files import Met, image_files
 from model.image_set import ImageSet, to_unit
 from model.image_tensors import read_image
-from model.output import STANDARD_OUTPUT, told_of, written
+from model.output import told_of, written
 
 CHUNK = 256
 Row = dict[str, Any]
@@ -120,9 +120,8 @@ def row_writer(output: Path | None) -> Iterator[Write]:
     Raises DataError for another ending, a folder that does not exist or cannot be written to.
     """
     if output is None:
-        with told_of(STANDARD_OUTPUT):
-            yield _csv_writer(sys.stdout)
-            sys.stdout.flush()
+        yield _csv_writer(sys.stdout)
+        sys.stdout.flush()
         return
     check_output(output)
     with told_of(output), TemporaryDirectory(prefix=".", dir=output.parent) as folder:

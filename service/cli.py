@@ -1,16 +1,19 @@
 """The lgm command, assembled from the rooms."""
 
+import io
 import os
 import sys
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from model.errors import ConfigurationError, LGMGuardError
+from model.output import ReaderGoneError, ToldOutput
 from service.client.errors import ClientError
 
 USER_ERROR = 2
@@ -65,15 +68,28 @@ class Commands(TyperGroup):
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.help) for name, command in COMMANDS.items()])
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Here and not in `invoke`: help is written before anything is invoked, and the last of it flushed after."""
         try:
-            return super().invoke(ctx)
+            with redirect_stdout(ToldOutput(sys.stdout or io.StringIO())) as output:
+                try:
+                    return super().main(*args, **options)
+                finally:
+                    output.flush()
         except (LGMGuardError, ClientError) as error:
             typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(USER_ERROR) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed goes nowhere
-            raise typer.Exit(READER_GONE) from None
+            _leave(USER_ERROR)
+        except ReaderGoneError:
+            _leave(READER_GONE)
+
+
+def _leave(status: int) -> NoReturn:
+    """What cannot be written goes nowhere: Python would try once more, and end with a status of its own."""
+    try:
+        print(end="", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 def load(name: str) -> Any:

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from model.image_files import SUFFIXES, Met, image_files
-from model.output import STANDARD_OUTPUT, told_of, written
+from model.output import written
 from service.client.answers import FailedPrediction, Prediction
 from service.client.client import Client
 from service.client.common import DEFAULT_URL
@@ -41,11 +41,7 @@ def predict(
     form = _form(as_json, as_csv)
     files = find_files(paths)
     failed = flagged = 0
-    with (
-        Client(url, key=key, timeout_seconds=timeout, max_instances=FILES_AT_ONCE) as client,
-        told_of(STANDARD_OUTPUT),
-        form() as write,
-    ):
+    with Client(url, key=key, timeout_seconds=timeout, max_instances=FILES_AT_ONCE) as client, form() as write:
         for rows in _ask(client, files):
             write(rows)
             failed += sum(row["error"] is not None for row in rows)
@@ -128,10 +124,7 @@ def _table() -> Iterator[Write]:
             table.add_row(Text(row["image"]), *map(Text, _cells(row)))  # as text: a name may hold markup
 
     yield write
-    console = Console()
-    with console.capture() as drawn:  # by itself it ends the process where nobody reads
-        console.print(table)
-    print(drawn.get(), end="", flush=True)
+    Console().print(table)
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -1,5 +1,4 @@
 import csv
-import io
 import math
 import os
 from contextlib import suppress
@@ -156,26 +155,6 @@ def test_no_output_writes_csv_to_standard_output(capsys: pytest.CaptureFixture[s
         write([{"image": "a", "error": None}])
         write([{"image": "b", "error": "bad"}])
     assert capsys.readouterr().out.splitlines() == ["image,error", "a,", "b,bad"]
-
-
-def test_a_standard_output_that_is_full_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with open("/dev/full", "w") as full:
-        monkeypatch.setattr("sys.stdout", full)
-        with (
-            pytest.raises(DataError, match=r"^standard output cannot be written"),
-            row_writer(None) as write,
-        ):
-            write([{"image": "a", "error": None}])
-        monkeypatch.undo()
-        with suppress(OSError):
-            full.close()
-
-
-def test_a_standard_output_whose_encoding_lacks_a_character_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    said = r"^standard output cannot be written: its encoding, ascii, lacks '\\xfc'"
-    with pytest.raises(DataError, match=said), row_writer(None) as write:
-        write([{"image": "ü.png", "error": None}])
 
 
 def test_a_neighbouring_file_of_the_users_stays(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The lgm command: what the caller does wrong is one line and exit status 2."""
 
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -12,11 +13,12 @@ from typer.testing import CliRunner
 
 from model.errors import DataError
 from service import cli
-from service.cli import COMMANDS, Commands, app
+from service.cli import COMMANDS, READER_GONE, Commands, app
 from service.settings import Settings, option
 from tests.bundles import changed, with_other_scores
 from tests.server import TIMEOUT, Server
 
+SAMPLES = Path(__file__).parents[1] / "samples"
 runner = CliRunner()
 
 
@@ -215,6 +217,43 @@ def test_a_message_of_several_lines_becomes_one():
 
     result = runner.invoke(command, ["fail"])
     assert (result.exit_code, result.stderr) == (2, "error: first second\n")
+
+
+WRITING = [  # of each room, by each way of writing
+    "--version",
+    "train --list-losses",
+    "describe {bundle} --json",
+    "evaluate {bundle} --data digits --limit 3 --output {folder}/evaluated",
+    "keys list --help",
+]
+
+
+def run_writing(command, stdout, bundle, folder):
+    """Status, and of standard error what is neither progress nor what was done."""
+    named = command.format(bundle=bundle, folder=folder, samples=SAMPLES)
+    lgm = [Path(sys.executable).with_name("lgm"), *named.split()]
+    finished = subprocess.run(lgm, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT, check=False)
+    return finished.returncode, [line for line in finished.stderr.splitlines() if is_trouble(line)]
+
+
+def is_trouble(line: str) -> bool:
+    return any(word in line for word in ("rror", "Traceback", "xception"))
+
+
+@pytest.mark.parametrize("command", WRITING)
+def test_a_standard_output_that_is_full_is_one_line_of_any_command(command, digits_bundle, tmp_path):
+    with open("/dev/full", "wb") as full:
+        told = run_writing(command, full, digits_bundle, tmp_path)
+    assert told == (2, ["error: standard output cannot be written: No space left on device"])
+
+
+@pytest.mark.parametrize("command", ["--version", "screen {bundle} {samples}"])
+def test_a_pipe_that_nobody_reads_ends_any_command_quietly(command, digits_bundle, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "wb") as closed:
+        told = run_writing(command, closed, digits_bundle, tmp_path)
+    assert told == (READER_GONE, [])
 
 
 def test_what_is_on_by_default_can_be_turned_off():

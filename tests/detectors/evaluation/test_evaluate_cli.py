@@ -215,7 +215,7 @@ def test_bad_input_is_refused_before_any_work(
 @pytest.mark.parametrize(
     "option",
     [
-        *("--attacks", "--eps", "--eps-l2", "--steps", "--adaptive", "--aim"),
+        *("--attacks", "--eps", "--eps-l2", "--steps", "--adaptive"),
         *("--corruptions", "--severities", "--foreign", "--seeds"),
     ],
 )
