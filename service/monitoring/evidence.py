@@ -18,7 +18,7 @@ from math import log, pi
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammaln
+from scipy.special import gammaln, logsumexp
 
 from service.monitoring.snapshot import DriftKind
 
@@ -57,7 +57,7 @@ class Family:
 
 def log_e_values(log_ratios: Floats) -> Floats:
     """(s, k + 1): logarithms of the e-values, all alternatives weighing the same."""
-    summed: Floats = np.logaddexp.reduce(log_ratios, axis=2)
+    summed: Floats = logsumexp(log_ratios, axis=2)
     return summed - log(log_ratios.shape[2])
 
 
