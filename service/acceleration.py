@@ -8,7 +8,7 @@ from detectors import Screener
 from model.backbones import Backbone
 from model.errors import BundleError
 from model.image_set import to_unit
-from service.plan import Compiler, Precision
+from service.settings import Compiler, Precision
 
 LOW_PRECISION_TOLERANCE = 1e-2  # relative, of log-likelihoods
 

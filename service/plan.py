@@ -8,12 +8,10 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
-from typing import Literal
 
+from service.settings import Compiler, Precision
 from service.slab import Layout
 
-Precision = Literal["float32", "bfloat16"]
-Compiler = Literal["none", "inductor"]
 COUNT = struct.Struct("<I")
 SECONDS = struct.Struct("<d")
 

@@ -19,7 +19,8 @@ PREFIX = "LGM_"
 MEBIBYTE = 1024 * 1024
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
-
+Precision = Literal["float32", "bfloat16"]
+Compiler = Literal["none", "inductor"]
 
 MOST_DEFAULT_WORKERS = 4
 
@@ -77,10 +78,8 @@ class Settings(BaseSettings):
         le=1024,
         description="Processor threads of each worker; by default the container's shared among them.",
     )
-    precision: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the backbone; scores are float32 always."
-    )
-    compiler: Literal["none", "inductor"] = Field(
+    precision: Precision = Field(default="float32", description="Of the backbone; scores are float32 always.")
+    compiler: Compiler = Field(
         default="none", description="What compiles the backbone at start; inductor is torch.compile's."
     )
     max_batch_size: int = Field(default=64, ge=1, le=4096, description="Most images judged at once.")
