@@ -46,7 +46,7 @@ def _budgets(measured: Sequence[Measured]) -> list[tuple[str, float | None]]:
 
 
 def _within(measured: Sequence[Measured], norm: str, eps: float | None) -> list[Measured]:
-    """The attacks of that norm up to that eps, at which at least one of its knowledge was run."""
+    """The attacks of that norm up to that eps, of each kind of knowledge that was run at that very eps."""
     known = {one.task.knowledge for one in measured if one.task.norm == norm and one.task.eps == eps}
     return [one for one in measured if one.task.knowledge in known and _fits(one.task, norm, eps)]
 
