@@ -148,4 +148,10 @@ def _check_range(array: np.ndarray) -> None:
     if low < 0:
         raise ImageError(f"values must lie in [0, 1]; the least is {low:.6g}")
     if high > 1:
-        raise ImageError(f"values must lie in [0, 1]; divide by 255 (the greatest is {high:.6g})")
+        hint = "divide by 255; " if high >= 2 else ""
+        raise ImageError(f"values must lie in [0, 1]; {hint}the greatest is {told(high)}")
+
+
+def told(value: float) -> str:
+    """One of numpy's, in as many digits as tell it apart from every other value: 1.0000001 is not 1."""
+    return str(value).removesuffix(".0")

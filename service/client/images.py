@@ -143,5 +143,6 @@ def _out_of_range(image: Array) -> str | None:
     if low < 0:
         return f"values must lie in [0, 1]; the least is {low:.6g}"
     if high > 1:
-        return f"values must lie in [0, 1]; divide by 255, or send uint8 (the greatest is {high:.6g})"
+        hint = "divide by 255, or send uint8; " if high >= 2 else ""
+        return f"values must lie in [0, 1]; {hint}the greatest is {str(high).removesuffix('.0')}"
     return None

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.images import ImageFormat
+from service.decoding import told
 from service.errors import FieldFault, InvalidInputError
 from service.judgements import Floats
 
@@ -156,5 +157,5 @@ def _outside(low: float, high: float, greatest: int) -> str:
         return "values must be finite; NaN and Infinity are not"
     if low < 0:
         return f"values must lie in [0, {greatest}]; the least is {low:.6g}"
-    hint = "; divide by 255, or send UINT8" if greatest == 1 else ""
-    return f"values must lie in [0, {greatest}]{hint} (the greatest is {high:.6g})"
+    hint = "divide by 255, or send UINT8; " if greatest == 1 and high >= 2 else ""
+    return f"values must lie in [0, {greatest}]; {hint}the greatest is {told(high)}"

@@ -141,7 +141,9 @@ def test_data_that_does_not_fit_its_shape_or_datatype(data, datatype, detail):
         (float("inf"), "must be finite"),
         (float("-inf"), "must be finite"),
         (-0.25, "values must lie in [0, 1]; the least is -0.25"),
-        (1.5, "values must lie in [0, 1]; divide by 255, or send UINT8 (the greatest is 1.5)"),
+        (1.5, "values must lie in [0, 1]; the greatest is 1.5"),
+        (1 + 2**-23, "values must lie in [0, 1]; the greatest is 1.0000001"),
+        (255, "values must lie in [0, 1]; divide by 255, or send UINT8; the greatest is 255"),
     ],
 )
 @pytest.mark.parametrize("form", ["buffer", "array", "list"])

@@ -105,7 +105,8 @@ def test_arrays_keep_their_values(dtype: str | type) -> None:
         (np.inf, "must be finite"),
         (1e300, "must be finite"),
         (-0.5, "the least is -0.5"),
-        (255, "divide by 255, or send uint8 (the greatest is 255)"),
+        (1 + 2**-23, "values must lie in [0, 1]; the greatest is 1.0000001"),
+        (255, "divide by 255, or send uint8; the greatest is 255"),
     ],
 )
 def test_a_bad_array_fails_in_its_place(value: float, told: str) -> None:
