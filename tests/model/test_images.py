@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from model.errors import ImageError
 from model.image_tensors import decode_image
@@ -31,12 +31,12 @@ def encode(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     return stream.getvalue()
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 def png(width: int, height: int, *, bit_depth: int = 8, colour: int = 0, pixels: bytes = b"") -> bytes:
     """A PNG put together by hand, whose header may claim anything."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
@@ -64,6 +64,26 @@ def test_every_mode_is_converted_as_pillow_does(mode: str, image_format: ImageFo
     assert torch.equal(decoded, torch.from_numpy(expected).permute(2, 0, 1))
 
 
+UNPACKS = zlib.compress(bytes(PngImagePlugin.MAX_TEXT_CHUNK + 1))  # to more than Pillow would unpack without an error
+NOTES = [
+    chunk(b"tEXt", b"Comment\0of ordinary size"),
+    chunk(b"zTXt", b"a\0\0" + UNPACKS),
+    chunk(b"iTXt", b"a\0\1\0\0\0" + UNPACKS),
+    chunk(b"iCCP", b"a\0\0" + UNPACKS),
+]
+
+
+@pytest.mark.parametrize("note", NOTES, ids=["tEXt", "zTXt", "iTXt", "iCCP"])
+def test_texts_and_profiles_of_a_png_are_never_unpacked(note: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    data = encode(picture("L"), exif=exif)
+    before, behind = data.index(b"IDAT") - 4, data.index(b"IEND") - 4
+    with_notes = data[:before] + note + data[before:behind] + note + data[behind:]
+    assert native_format(with_notes) == GREY
+    assert torch.equal(decode_image(with_notes, GREY), decode_image(data, GREY))
+
+
 def test_a_cmyk_jpeg_is_decoded() -> None:
     assert decode_image(encode(picture("CMYK"), "JPEG"), COLOUR).shape == (3, 6, 8)
 
@@ -73,9 +93,10 @@ def test_transparency_is_dropped_not_painted() -> None:
     assert decode_image(encode(image), COLOUR)[:, 0, 0].tolist() == [200, 100, 50]
 
 
-def test_the_first_frame_of_an_animation_is_taken() -> None:
+@pytest.mark.parametrize("kind", ["GIF", "PNG"])
+def test_the_first_frame_of_an_animation_is_taken(kind: str) -> None:
     frames = [Image.new("L", (8, 6), value) for value in (10, 200)]
-    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     assert decode_image(data, GREY).unique().tolist() == [10]
 
 
