@@ -1,7 +1,6 @@
 """Image files -> pixels of a network's shape; nothing is decoded before format and size are known."""
 
 import io
-import struct
 import warnings
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from model.errors import ImageError
+from model.image_guards import guarded
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of oddities in headers that decode well
 
@@ -18,10 +18,6 @@ FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP")
 MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 GREY_MODES = frozenset({"1", "L", "LA"})
 MAX_PIXELS = 16_777_216
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PNG_CHUNK = struct.Struct(">I4s")  # length and name, before the content; four bytes of checksum follow it
-ANCILLARY = 0x20  # in a name's first letter: lower case
-PNG_NEEDED = frozenset({b"tRNS", b"eXIf"})  # of those
 
 
 class ImageSizeError(ImageError):
@@ -46,13 +42,13 @@ def decode_pixels(
 ) -> UInt8[np.ndarray, "c h w"]:
     """Decode one image file to uint8 of the network's shape.
 
-    EXIF orientation (of a PNG: its eXIf chunk's) is applied, colours are converted to the network's channels and transparency is
-    dropped. Another size than the network's is resized (shorter side, then centre crop) where the
-    format says so, and refused where it does not.
+    EXIF orientation (of a PNG that of its eXIf chunk) is applied, colours are converted to the network's
+    channels and transparency is dropped. Another size than the network's is resized (shorter side, then
+    centre crop) where the format says so, and refused where it does not.
 
-    Raises ImageError: not an image of an allowed format, truncated, more than max_pixels pixels
-    (checked before decoding), grey of more than 8 bits (of colour the upper 8 are kept), or (ImageSizeError) a size
-    that does not fit.
+    Raises ImageError: not an image of an allowed format, truncated, more than max_pixels pixels or, of a
+    JPEG, more than MAX_SCANS scans (both checked before decoding), grey of more than 8 bits (of colour the
+    upper 8 are kept), or (ImageSizeError) a size that does not fit.
     """
     try:
         return _decode(data, image_format, max_pixels)
@@ -72,7 +68,7 @@ def native_format(data: bytes) -> ImageFormat:
     Raises ImageError: not an image of an allowed format.
     """
     try:
-        with _opened(data) as image:
+        with Image.open(io.BytesIO(guarded(data)), formats=FORMATS) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             channels = 1 if image.mode in GREY_MODES else 3
@@ -82,28 +78,11 @@ def native_format(data: bytes) -> ImageFormat:
 
 
 def _decode(data: bytes, image_format: ImageFormat, max_pixels: int) -> UInt8[np.ndarray, "c h w"]:
-    with _opened(data) as image:
+    with Image.open(io.BytesIO(guarded(data)), formats=FORMATS) as image:
         _check_header(image, image_format, max_pixels)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
         return _to_array(_fit(image, image_format), image_format)
-
-
-def _opened(data: bytes) -> Image.Image:
-    content = _without_notes(data) if data.startswith(PNG_SIGNATURE) else data
-    return Image.open(io.BytesIO(content), formats=FORMATS)
-
-
-def _without_notes(data: bytes) -> bytes:
-    """A PNG without what its pixels do not need: texts and profiles, of which Pillow unpacks each kilobyte to 1 MiB."""
-    kept, start = [PNG_SIGNATURE], len(PNG_SIGNATURE)
-    while start + PNG_CHUNK.size <= len(data):
-        length, name = PNG_CHUNK.unpack_from(data, start)
-        end = start + PNG_CHUNK.size + length + 4
-        if not name[0] & ANCILLARY or name in PNG_NEEDED:
-            kept.append(data[start:end])
-        start = end
-    return b"".join(kept)
 
 
 def _check_header(image: Image.Image, image_format: ImageFormat, max_pixels: int) -> None:

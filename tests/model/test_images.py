@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from model.errors import ImageError
+from model.image_guards import MAX_SCANS
 from model.image_tensors import decode_image
 from model.images import FORMATS, ImageFormat, ImageSizeError, native_format
 
@@ -82,6 +83,19 @@ def test_texts_and_profiles_of_a_png_are_never_unpacked(note: bytes) -> None:
     with_notes = data[:before] + note + data[before:behind] + note + data[behind:]
     assert native_format(with_notes) == GREY
     assert torch.equal(decode_image(with_notes, GREY), decode_image(data, GREY))
+
+
+def test_a_jpeg_of_more_scans_than_any_encoder_writes_is_refused() -> None:
+    data = encode(picture("L"), "JPEG", progressive=True)
+    end = len(data) - 2
+    scan = data[data.rindex(b"\xff\xda") : end]
+    most = MAX_SCANS - data.count(b"\xff\xda")
+    kept = (
+        data[:2] + b"\xff\xe5\0\x08" + b"\xff\xda" * 3 + data[2:]
+    )  # what looks like scans inside of another segment
+    assert decode_image(kept[:-2] + scan * most + kept[-2:], GREY).shape == GREY.shape
+    with pytest.raises(ImageError, match="JPEG has more than 100 scans, the limit"):
+        decode_image(data[:end] + scan * (most + 1) + data[end:], GREY)
 
 
 def test_a_cmyk_jpeg_is_decoded() -> None:
