@@ -20,6 +20,16 @@ from service.security import Security
 from service.settings import Settings
 from service.tracing import Tracing
 
+ROUTERS = (
+    operations.router,
+    predict.router,
+    inference.router,
+    models.router,
+    whoami.router,
+    quarantine.router,
+    monitor.router,
+    docs_router,
+)
 DESCRIPTION = "An image classifier that knows how likely its input is."
 
 
@@ -35,14 +45,8 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
         redoc_url=None,
     )
     app.state.runtime = runtime
-    app.include_router(operations.router)
-    app.include_router(predict.router)
-    app.include_router(inference.router)
-    app.include_router(models.router)
-    app.include_router(whoami.router)
-    app.include_router(quarantine.router)
-    app.include_router(monitor.router)
-    app.include_router(docs_router)
+    for router in ROUTERS:
+        app.include_router(router)
     app.add_middleware(HeadAsGet)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
@@ -50,7 +54,8 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.add_middleware(Security, access=runtime.access, runtime=runtime)
     if runtime.dashboard is not None:
         app.add_middleware(Forwarding, dashboard=runtime.dashboard, runtime=runtime)
-    app.add_middleware(Observation, runtime=runtime)
+    routes = [route for router in ROUTERS for route in router.routes]
+    app.add_middleware(Observation, runtime=runtime, routes=routes)
     app.add_middleware(RequestIdentity, runtime=runtime)
     app.add_middleware(Tracing, spans=runtime.spans)
     problems.add_handlers(app, runtime)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from anyio import CancelScope
+from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, FieldFault
@@ -70,8 +71,9 @@ class _Outcome:
 class Observation:
     """Counts and times each request under its route's template, writes its log line, hides what failed."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime):
+    def __init__(self, app: ASGIApp, runtime: Runtime, routes: Iterable[BaseRoute]):
         self._app, self._runtime = app, runtime
+        self._routes = [route for route in routes if isinstance(route, Route)]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -97,8 +99,15 @@ class Observation:
                 raise
             await internal_error(scope)(scope, receive, send)
 
+    def _name_route(self, scope: Scope) -> None:
+        """Of what was refused before it came to its route: it counts there all the same."""
+        path = scope["path"]
+        scope["route"] = next((route for route in self._routes if route.path_regex.match(path)), None)
+
     def _record(self, scope: Scope, status: int, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "unmatched")
+        if scope.get("route") is None:
+            self._name_route(scope)
+        route = getattr(scope["route"], "path", "unmatched")
         self._runtime.request_answered(route, status, seconds)
         if not self._worth_a_line(status):
             return

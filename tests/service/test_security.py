@@ -143,6 +143,31 @@ def test_probes_and_metrics_need_no_key_and_refusals_are_counted(guarded):
     assert 'lgm_rejected_total{reason="unauthenticated"} 1.0' in guarded.get("/metrics").text
 
 
+def test_what_is_refused_before_its_route_counts_there(make_client, keys_path, keys, digit_files):
+    client = make_client(api_keys=keys_path, rate_limit=0.001, rate_limit_burst=1)
+    predict, infer = bearer(keys[Role.PREDICT]), "/v2/models/digits/infer"
+    asked = [
+        client.post(URL, content=digit_files[0], headers={**PNG, **predict}),
+        client.post(URL, content=digit_files[0], headers={**PNG, **predict}),
+        client.post(infer, json={}, headers=predict),
+        client.post(URL, content=digit_files[0], headers=PNG),
+        client.get("/v1/quarantine/7", headers=predict),
+        client.get("/v1/quarantine/7/secret"),
+    ]
+    assert [response.status_code for response in asked] == [200, 429, 429, 401, 403, 401]
+    told = client.get("/metrics").text
+    for route, status in [
+        (URL, 429),
+        ("/v2/models/{name}/infer", 429),
+        (URL, 401),
+        ("/v1/quarantine/{item_id}", 403),
+    ]:
+        assert f'lgm_requests_total{{route="{route}",status="{status}"}} 1.0' in told
+    assert 'lgm_requests_total{route="unmatched",status="401"} 1.0' in told
+    monitor = client.get("/v1/monitor", headers=bearer(keys[Role.REVIEW])).json()
+    assert sum(monitor["traffic"]["refusals"]) == 2
+
+
 def test_a_refused_body_is_not_read(guarded):
     asyncio.run(refused_unread(guarded.app))
 
