@@ -3,7 +3,7 @@
 What was observed is kept as it came until there is enough of it or somebody looks.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
 
 import numpy as np
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from service.judgements import Judgements
 
 MOST_PENDING = 256
-MOST_LABELS, OTHER_LABELS = 100, "other"
+MOST_LABELS, OTHER_LABELS, WITHHELD_LABELS = 100, "other", "withheld"
 
 
 class ArrayHistogram(Collector):
@@ -78,10 +78,10 @@ class WithoutLoneCounts(Collector):
 
 
 class ClassCounter(Collector):
-    """Images by label and decision. Labels beyond the first MOST_LABELS are one."""
+    """Images by label and decision. Labels beyond the first MOST_LABELS are one, and so are withheld ones."""
 
-    def __init__(self, name: str, documentation: str):
-        self._name, self._documentation = name, documentation
+    def __init__(self, name: str, documentation: str, *, withholds_flagged: bool = False):
+        self._name, self._documentation, self._withholds_flagged = name, documentation, withholds_flagged
         self._counts: dict[tuple[str, ...], np.ndarray] = {}
         self._pending: list[tuple[tuple[str, ...], Judgements]] = []
         self._lock = Lock()
@@ -106,7 +106,12 @@ class ClassCounter(Collector):
             for label, row in zip(labels, counts, strict=True):
                 known = label if label in totals or len(totals) < MOST_LABELS else OTHER_LABELS
                 totals[known] = totals.get(known, 0) + row
-        for label, (accepted, flagged) in totals.items():
+        for label, (accepted, _) in totals.items():
             family.add_metric([label, "accepted"], float(accepted))
+        for label, flagged in self._flagged(totals).items():
             family.add_metric([label, "flagged"], float(flagged))
         yield family
+
+    def _flagged(self, totals: Mapping[str, np.ndarray]) -> dict[str, int]:
+        by_label = {label: int(flagged) for label, (_, flagged) in totals.items()}
+        return {WITHHELD_LABELS: sum(by_label.values())} if self._withholds_flagged else by_label

@@ -27,10 +27,14 @@ _C = TypeVar("_C", bound=Collector)
 
 
 class Metrics:
-    """Each is there from the start, at zero, where its labels are known: an absent series raises no alert."""
+    """Each is there from the start, at zero, where its labels are known: an absent series raises no alert.
 
-    def __init__(self) -> None:
+    withholds_flagged: whether nobody may learn the label of a flagged image, since everybody may read these.
+    """
+
+    def __init__(self, *, withholds_flagged: bool = False) -> None:
         self.registry = CollectorRegistry()
+        self._withholds_flagged = withholds_flagged
         self._requests()
         self._inference()
         self._models()
@@ -79,7 +83,11 @@ class Metrics:
         self.images = Counter("lgm_images", "Images by what became of them.", ["decision"], registry=self.registry)
         self._accepted, self._flagged, _ = map(self.images.labels, ("accepted", "flagged", "rejected"))
         self.class_images = self._array(
-            ClassCounter("lgm_class_images", "Images by predicted class and what became of them.")
+            ClassCounter(
+                "lgm_class_images",
+                "Images by predicted class and what became of them.",
+                withholds_flagged=self._withholds_flagged,
+            )
         )
         self.log_likelihood = self._histogram("lgm_log_likelihood", "Log-likelihood of images, in nats.", NATS)
         self.p_value = self._histogram("lgm_p_value", "P-value behind the verdict.", P_VALUES)

@@ -34,9 +34,9 @@ class Runtime:
     """Shared by HTTP and gRPC: a caller passes one door and has one allowance. Raises KeyFileError, SettingsError."""
 
     settings: Settings
-    metrics: Metrics = field(default_factory=Metrics)
     refusals: Refusals = field(default_factory=Refusals)
     traffic: Traffic = field(default_factory=Traffic)
+    metrics: Metrics = field(init=False)
     registry: Registry = field(init=False)
     pulse: Pulse = field(init=False)
     access: Access = field(init=False)
@@ -49,6 +49,7 @@ class Runtime:
     draining: bool = False
 
     def __post_init__(self) -> None:
+        self.metrics = Metrics(withholds_flagged=self.settings.policy == "withhold")
         self.registry = Registry(self.settings, self.metrics, self.traffic)
         monitor = Monitor(self.settings, self.registry, self.traffic, self.metrics)
         self.pulse = Pulse(monitor, is_ready=self.is_ready)

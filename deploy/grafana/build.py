@@ -123,11 +123,11 @@ DETECTION = Row(
         ),
         Panel(
             title="Flagged share by predicted class",
-            description="The ten highest, over an hour.",
+            description="The ten highest, over an hour; nothing where the policy withholds the labels.",
             unit="percentunit",
             queries={
                 "{{label}}": "topk(10, sum by (label) (increase("
-                f'lgm_class_images_total{{{WHERE}, decision="flagged"}}[1h])) '
+                f'lgm_class_images_total{{{WHERE}, decision="flagged", label!="withheld"}}[1h])) '
                 f"/ (sum by (label) (increase(lgm_class_images_total{{{WHERE}}}[1h])) > 0))"
             },
         ),

@@ -1,6 +1,7 @@
 import base64
 import gzip
 import json
+import re
 import zlib
 
 import pytest
@@ -145,6 +146,10 @@ def test_policy_decides_whether_a_flagged_label_is_told(make_client, policy, abn
     assert told == [policy == "flag"] * 3
     assert isinstance(abnormal["log_likelihood"], float)
     assert abnormal["evidence"]
+    flagged = re.findall(
+        r'lgm_class_images_total\{decision="flagged",label="(\w+)"\} 1.0', client.get("/metrics").text
+    )
+    assert flagged == [abnormal["label"] or "withheld"]
 
 
 def test_two_apps_in_one_process_share_nothing(make_client, digit_files):
