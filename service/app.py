@@ -50,7 +50,9 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.add_middleware(HeadAsGet)
     app.add_middleware(FastRoutes, routes=predict.router.routes, runtime=runtime)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Limits, flight=runtime.flight, limiter=runtime.limiter, runtime=runtime)
+    app.add_middleware(
+        Limits, flight=runtime.flight, oversight=runtime.oversight, limiter=runtime.limiter, runtime=runtime
+    )
     app.add_middleware(Security, access=runtime.access, runtime=runtime)
     if runtime.dashboard is not None:
         app.add_middleware(Forwarding, dashboard=runtime.dashboard, runtime=runtime)

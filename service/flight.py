@@ -3,6 +3,8 @@
 from service.errors import OverloadedError, TooManyRequestsError
 from service.settings import Settings
 
+MOST_OVERSEEING = 128  # twice as many as may listen to the monitor's stream
+
 
 class Flight:
     """Counts requests in flight, of all and of each caller, and the bytes of bodies that they hold."""
@@ -47,4 +49,13 @@ def flight_of(settings: Settings) -> Flight:
         max_requests=settings.max_in_flight,
         max_requests_per_caller=settings.max_in_flight_per_key,
         max_bytes=settings.max_held_bytes,
+    )
+
+
+def oversight_of(settings: Settings) -> Flight:
+    """Places apart for those who look after the service: a full flight is when they are needed."""
+    return Flight(
+        max_requests=MOST_OVERSEEING,
+        max_requests_per_caller=settings.max_in_flight_per_key,
+        max_bytes=settings.max_body_bytes,
     )

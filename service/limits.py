@@ -3,33 +3,45 @@
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import OPEN_PATHS
+from service.access import OPEN_PATHS, Principal
 from service.errors import OverloadedError, RateLimitedError, ServiceError, TooManyRequestsError
 from service.flight import Flight
+from service.keys import Role
+from service.monitoring.traffic import is_prediction
 from service.problems import answer_error
 from service.rate_limit import Allowance, RateLimiter
 from service.runtime import Runtime
 
 
 class Limits:
-    """Stands behind Security, which says who asks. A route that counts images tells so in state["num_images"]."""
+    """Stands behind Security, which says who asks. A route that counts images tells so in state["num_images"].
 
-    def __init__(self, app: ASGIApp, flight: Flight, limiter: RateLimiter | None, runtime: Runtime):
-        self._app, self._flight, self._limiter, self._runtime = app, flight, limiter, runtime
+    oversight: what reviewers and administrators are counted in, unless they have images judged.
+    """
+
+    def __init__(
+        self, app: ASGIApp, flight: Flight, oversight: Flight, limiter: RateLimiter | None, runtime: Runtime
+    ):
+        self._app, self._flight, self._oversight = app, flight, oversight
+        self._limiter, self._runtime = limiter, runtime
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in OPEN_PATHS:
             return await self._app(scope, receive, send)
-        caller = scope["state"]["principal"].name
+        principal: Principal = scope["state"]["principal"]
+        caller, flight = principal.name, self._flight_of(principal, scope["path"])
         try:
-            self._flight.enter(caller)
+            flight.enter(caller)
         except (OverloadedError, TooManyRequestsError) as error:
             return await self._refuse(scope, receive, send, error)
-        held = _Held(self._flight, receive)
+        held = _Held(flight, receive)
         try:
             await self._at_rate(caller, scope, held.receive, send)
         finally:
-            self._flight.leave(caller, held.num_bytes)
+            flight.leave(caller, held.num_bytes)
+
+    def _flight_of(self, principal: Principal, path: str) -> Flight:
+        return self._flight if principal.role == Role.PREDICT or is_prediction(path) else self._oversight
 
     async def _at_rate(self, caller: str, scope: Scope, receive: Receive, send: Send) -> None:
         if self._limiter is None:

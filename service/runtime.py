@@ -10,7 +10,7 @@ from service.access import Access
 from service.dashboard.parent import Dashboard
 from service.engine import Engine
 from service.errors import NotReadyError, UnknownItemError, UnknownModelError
-from service.flight import Flight, flight_of
+from service.flight import Flight, flight_of, oversight_of
 from service.judgements import Floats, Judgements
 from service.metrics import Metrics
 from service.monitoring.monitor import Monitor
@@ -41,6 +41,7 @@ class Runtime:
     pulse: Pulse = field(init=False)
     access: Access = field(init=False)
     flight: Flight = field(init=False)
+    oversight: Flight = field(init=False)
     limiter: RateLimiter | None = field(init=False)
     spans: Spans | None = field(init=False)
     dashboard: Dashboard | None = field(init=False)
@@ -55,6 +56,7 @@ class Runtime:
         self.pulse = Pulse(monitor, is_ready=self.is_ready)
         self.access = Access.of(self.settings)
         self.flight = flight_of(self.settings)
+        self.oversight = oversight_of(self.settings)
         self.limiter = limiter_of(self.settings, self.metrics)
         self.spans = spans_of(self.settings)
         self.dashboard = Dashboard(self.settings) if self.settings.dashboard else None

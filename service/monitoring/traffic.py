@@ -27,6 +27,7 @@ NUM_COLUMNS = WAITING + 1
 
 
 def is_prediction(route: str) -> bool:
+    """route: its template, or the path."""
     return route in PREDICTIONS or route.endswith("/infer")
 
 

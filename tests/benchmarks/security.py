@@ -75,7 +75,7 @@ def stacks(folder: Path) -> dict[str, tuple[ASGIApp, list[tuple[bytes, bytes]]]]
     authorization = (b"authorization", f"Bearer {key}".encode())
 
     def stack(access: Access, limiter: TokenBuckets | None, spans: RequestSpans | None) -> ASGIApp:
-        return Tracing(Security(Limits(answer, flight, limiter, runtime), access, runtime), spans)
+        return Tracing(Security(Limits(answer, flight, runtime.oversight, limiter, runtime), access, runtime), spans)
 
     tracer = TracerProvider().get_tracer("benchmark")
     return {

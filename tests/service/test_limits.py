@@ -8,12 +8,14 @@ import pytest
 from service.access import Principal
 from service.errors import OverloadedError
 from service.flight import Flight
-from service.keys import Role
+from service.key_file import append_key
+from service.keys import Role, make_key
 from service.limits import Limits
 from service.rate_limit import TokenBuckets
 from service.runtime import Runtime
 from service.settings import load_settings
 from tests.service.conftest import workers_held
+from tests.service.test_keys import key_of
 
 URL = "/v1/predict"
 PNG = {"content-type": "image/png"}
@@ -25,7 +27,7 @@ class Site:
     def __init__(self, *, max_requests: int = 100, per_caller: int = 0, max_bytes: int = 1000, limiter=None):
         self.flight = Flight(max_requests=max_requests, max_requests_per_caller=per_caller, max_bytes=max_bytes)
         self.runtime = Runtime(settings=load_settings())
-        self.limits = Limits(self._answer, self.flight, limiter, self.runtime)
+        self.limits = Limits(self._answer, self.flight, self.runtime.oversight, limiter, self.runtime)
         self.go_on = asyncio.Event()
         self.num_images = 1
 
@@ -77,6 +79,28 @@ def test_more_than_may_be_in_flight_is_refused_at_once_and_probes_pass():
         assert (site.flight.num_requests, site.flight._by_caller) == (0, {})
 
     run(scenario)
+
+
+def test_who_looks_after_a_service_comes_in_where_the_flight_is_full(make_client, tmp_path, digit_files):
+    keys = {role: make_key() for role in Role}
+    for role, text in keys.items():
+        append_key(tmp_path / "keys", key_of(text, id=role.label, role=role))
+    client = make_client(api_keys=tmp_path / "keys", max_in_flight=1)
+    runtime = client.app.state.runtime
+    runtime.flight.enter("predict")  # and its body does not come
+    asked = [
+        (Role.ADMIN, "POST", "/v1/models/digits/rollback", 409),
+        (Role.ADMIN, "GET", "/v1/models", 200),
+        (Role.REVIEW, "GET", "/v1/monitor", 200),
+        (Role.REVIEW, "GET", "/v1/quarantine", 200),
+        (Role.PREDICT, "GET", "/v1/models", 503),
+        (Role.ADMIN, "POST", URL, 503),
+        (Role.ADMIN, "POST", "/v2/models/digits/infer", 503),
+    ]
+    for role, method, path, status in asked:
+        response = client.request(method, path, headers={"x-api-key": keys[role], **PNG})
+        assert (role, path, response.status_code) == (role, path, status)
+    assert (runtime.oversight.num_requests, runtime.flight.num_requests) == (0, 1)
 
 
 def test_one_caller_may_not_take_all_places():
