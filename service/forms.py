@@ -1,6 +1,7 @@
 """The forms of a prediction's body: by content type, which decoding it gets."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -8,8 +9,16 @@ from python_multipart.multipart import parse_options_header
 from starlette.types import Receive
 
 from service.compression import decompress
+from service.deadlines import Deadline
 from service.decoding import Batch, Limits, decode_file, decode_files, decode_json
-from service.errors import AbandonedError, FieldFault, MalformedBodyError, SlowBodyError, UnsupportedMediaError
+from service.errors import (
+    AbandonedError,
+    DeadlineError,
+    FieldFault,
+    MalformedBodyError,
+    SlowBodyError,
+    UnsupportedMediaError,
+)
 from service.multipart import read_files
 
 ACCEPTED = "image/* (an image file), multipart/form-data (field 'image'), application/json"
@@ -38,12 +47,15 @@ def _decoder_for(content_type: bytes) -> Decode:
     raise UnsupportedMediaError(FieldFault("content-type", f"{given} is not taken; send {ACCEPTED}"))
 
 
-async def read_body(receive: Receive, *, timeout_seconds: float) -> bytes:
-    """Raises SlowBodyError, AbandonedError."""
+async def read_body(receive: Receive, *, timeout_seconds: float, deadline: Deadline | None = None) -> bytes:
+    """Raises SlowBodyError, DeadlineError where the caller's own comes first, AbandonedError."""
+    callers = deadline.at if deadline is not None and deadline.is_callers else None
     try:
-        async with asyncio.timeout(timeout_seconds):
+        async with asyncio.timeout(timeout_seconds if callers is None else callers - time.monotonic()):
             return await _read(receive)
     except TimeoutError:
+        if callers is not None:
+            raise DeadlineError("the body did not arrive before the deadline") from None
         raise SlowBodyError(FieldFault("body", f"did not arrive within {timeout_seconds:g} s, the limit")) from None
 
 

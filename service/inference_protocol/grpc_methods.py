@@ -48,7 +48,7 @@ async def model_infer(runtime: Runtime, request: Any, state: State) -> Any:
     settings = runtime.settings
     engine = _engine(runtime, request.model_name, request.model_version)
     engine.check_room()
-    deadline = deadline_of(None, limit_seconds=settings.request_timeout_seconds)
+    deadline = deadline_of(None, limit_seconds=settings.request_timeout_seconds).at
     work = partial(grpc_messages.decode, request, engine.image_format, max_instances=settings.max_instances)
     cheap = bool(request.raw_input_contents) and request.ByteSize() <= CHEAP_BYTES
     with engine.in_use():

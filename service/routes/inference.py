@@ -109,7 +109,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
         encoding=check_encoding(request.headers.get("content-encoding", "")),
         header_length=header_length(request.headers.get(HEADER_LENGTH)),
     )
-    body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
+    body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds, deadline=deadline)
     with runtime.engine_for(name, version).in_use() as engine:  # again: another may be active by now
         work = partial(
             decode,
@@ -124,7 +124,7 @@ async def _infer(request: Request, name: str, version: str | None = None) -> Res
             engine,
             work,
             state=request.scope["state"],
-            deadline=deadline,
+            deadline=deadline.at,
             cheap=_is_cheap(form, len(body)),
             abandoned=hung_up(request.receive),
         )

@@ -72,13 +72,13 @@ async def predict(request: Request) -> Response:
     deadline = deadline_of(headers.get(HEADER), limit_seconds=settings.request_timeout_seconds)
     encoding = check_encoding(headers.get(b"content-encoding", b"").decode("latin-1"))
     decode = decoder_for(headers.get(b"content-type", b""), encoding)
-    body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds)
+    body = await read_body(request.receive, timeout_seconds=settings.request_timeout_seconds, deadline=deadline)
     state, in_passing = request.scope["state"], len(body) <= INLINE_BYTES and not encoding
     with runtime.engine_for().in_use() as engine:  # again: another may be active by now
         with recorded("decode"), paying_for_faults(state):
-            batch = await _decode(engine, decode, body, settings, deadline, in_passing=in_passing)
+            batch = await _decode(engine, decode, body, settings, deadline.at, in_passing=in_passing)
         state["num_images"] = batch.size
-        judgements = await engine.screen(batch.images, deadline, abandoned=hung_up(request.receive))
+        judgements = await engine.screen(batch.images, deadline.at, abandoned=hung_up(request.receive))
     runtime.offer(engine, batch.images, judgements, state)
     if batch.faults:
         runtime.metrics.images.labels("rejected").inc(len(batch.faults))

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 
 import numpy as np
 import pytest
@@ -129,7 +130,9 @@ def test_an_error_nobody_foresaw_is_a_500_with_the_requests_id(make_client, digi
     assert 'lgm_requests_total{route="/v1/predict",status="500"} 1.0' in client.get("/metrics").text
 
 
-async def status_of(app, receive: Callable[[], Awaitable[dict[str, object]]]) -> int:
+async def status_of(
+    app, receive: Callable[[], Awaitable[dict[str, object]]], *, path: str = URL, deadline_ms: int | None = None
+) -> int:
     """The status of a prediction whose body arrives as `receive` says."""
     sent = []
 
@@ -140,10 +143,12 @@ async def status_of(app, receive: Callable[[], Awaitable[dict[str, object]]]) ->
         "type": "http",
         "http_version": "1.1",
         "method": "POST",
-        "path": URL,
+        "path": path,
         "query_string": b"",
         "headers": [(b"content-type", b"image/png")],
     }
+    if deadline_ms is not None:
+        scope["headers"].append((b"x-deadline-ms", b"%d" % deadline_ms))
     await app(scope, receive, send)
     return sent[0]["status"]
 
@@ -153,7 +158,18 @@ def test_a_body_that_does_not_arrive_is_given_up(make_client):
         await asyncio.Event().wait()
 
     client = make_client(request_timeout_seconds=0.01)
-    assert client.portal.call(status_of, client.app, receive) == 408
+    for deadline_ms in (None, 1000):
+        asked = partial(status_of, client.app, receive, deadline_ms=deadline_ms)
+        assert client.portal.call(asked) == 408
+
+
+@pytest.mark.parametrize("path", [URL, "/v2/models/digits/infer"])
+def test_a_body_is_waited_for_no_longer_than_its_caller_waits(make_client, path):
+    async def receive():
+        await asyncio.Event().wait()
+
+    client = make_client(request_timeout_seconds=1000)
+    assert client.portal.call(partial(status_of, client.app, receive, path=path, deadline_ms=20)) == 504
 
 
 def test_a_caller_who_goes_away_while_sending_is_no_failure(make_client, caplog):
