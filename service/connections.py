@@ -13,6 +13,7 @@ from typing import Any, cast
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
+from service.headers import request_id_of
 from service.heads import (
     MALFORMED,
     MAX_HEADERS,
@@ -183,7 +184,9 @@ class Connection(IgnoringUpgrades):
         self._house.on_refusal(self._refusal.code)
         if self._refused or self._owes_an_answer():
             return self._close_after_answers()
-        self.transport.write(self._refusal.answer)
+        request_id = request_id_of(self._given_id() if self._in_message else b"")
+        answer = self._refusal.answer(request_id, over_tls=self.scheme == "https")
+        self.transport.write(self._with_own_headers(answer))
         self.transport.close()
 
     def _close_after_answers(self) -> None:
@@ -197,12 +200,14 @@ class Connection(IgnoringUpgrades):
         """Whether all that can be said to this request is said."""
         if self._has_unanswered() or self.expect_100_continue:
             return False
-        given_id = next((value for name, value in self.headers if name == b"x-request-id"), b"")
-        answer = self._house.refusal(self.parser.get_method(), self.url, given_id)
+        answer = self._house.refusal(self.parser.get_method(), self.url, self._given_id())
         self._refused = answer is not None
         if answer is not None:
             self._writes.write(self._with_own_headers(answer))
         return self._refused
+
+    def _given_id(self) -> bytes:
+        return next((value for name, value in self.headers if name == b"x-request-id"), b"")
 
     def _refuse_whole(self, data: bytes) -> bool:
         """Refuse a request that came in one piece, if that is all that can be done, without a parser."""

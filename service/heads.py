@@ -3,13 +3,19 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from service.headers import Header
+from service.headers import NO_CONTENT_POLICY, SECURITY_HEADERS, STRICT_TRANSPORT, Header
+from service.problems import MEDIA_TYPE, problem_body
 
 MAX_HEADERS = 100
-FIELDS = b"content-type: application/problem+json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+
+
+def problem_head(status: int, *, over_tls: bool) -> bytes:
+    """Of a problem that is told without the application: its line and the headers that all have; its own follow."""
+    headers = [(b"content-type", MEDIA_TYPE.encode()), *SECURITY_HEADERS, NO_CONTENT_POLICY]
+    headers += [STRICT_TRANSPORT] if over_tls else []
+    return STATUS_LINE[status] + b"".join(b"%b: %b\r\n" % header for header in headers)
 
 
 class RefusedHeadError(Exception):
@@ -21,20 +27,11 @@ class Refusal(NamedTuple):
     code: str
     detail: str
 
-    @property
-    def answer(self) -> bytes:
+    def answer(self, request_id: bytes, *, over_tls: bool) -> bytes:
         """The last on its connection."""
-        line = STATUS_LINE[self.status]
-        body = to_json(
-            {
-                "type": f"urn:lgm-guard:problem:{self.code}",
-                "title": line.split(maxsplit=2)[2].strip(),
-                "status": self.status,
-                "detail": self.detail,
-                "error": self.detail,
-            }
-        )
-        return line + FIELDS % len(body) + body
+        body = problem_body(self.status, self.detail, code=self.code, request_id=request_id.decode())
+        own = b"connection: close\r\nx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (request_id, len(body))
+        return problem_head(self.status, over_tls=over_tls) + own + body
 
 
 MALFORMED = Refusal(400, "malformed-http", "this is not valid HTTP/1.1")

@@ -10,8 +10,9 @@ import logging
 
 from service.engine import Engine
 from service.errors import NotReadyError, OverloadedError, UnknownModelError
-from service.headers import NO_CONTENT_POLICY, SECURITY_HEADERS, STRICT_TRANSPORT, request_id_of
-from service.problems import MEDIA_TYPE, problem_body
+from service.headers import request_id_of
+from service.heads import problem_head
+from service.problems import problem_body
 from service.runtime import Runtime
 from service.turns import Turns
 
@@ -21,7 +22,6 @@ PREDICT = "/v1/predict"
 INFER = "/v2/models/{name}/infer"
 INFER_VERSION = "/v2/models/{name}/versions/{version}/infer"
 LATELY_SECONDS = 0.2
-HEAD = "HTTP/1.1 503 Service Unavailable\r\n" + f"content-type: {MEDIA_TYPE}\r\n"
 
 
 class Shedding:
@@ -34,8 +34,7 @@ class Shedding:
     def __init__(self, runtime: Runtime, turns: Turns, *, over_tls: bool):
         self._runtime, self._turns = runtime, turns
         self._refuses_lately = False
-        headers = [*SECURITY_HEADERS, NO_CONTENT_POLICY, *([STRICT_TRANSPORT] if over_tls else [])]
-        self._head = HEAD.encode() + b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self._head = problem_head(503, over_tls=over_tls)
 
     def refuses_lately(self) -> bool:
         """Whether a request was refused within LATELY_SECONDS, so that the next may well be."""

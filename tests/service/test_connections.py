@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from service.connections import Connection
+from service.headers import NO_CONTENT_POLICY, SECURITY_HEADERS
 from service.house import House
 from service.turns import Turns
+from tests.service.test_shedding import parsed
 
 NEVER = 1000.0
 GET = b"GET /path HTTP/1.1\r\nhost: a\r\n\r\n"
@@ -284,6 +286,32 @@ def test_a_head_that_is_too_large_is_refused(head):
         assert answer.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
         assert b"2048 bytes or 100 headers, the limits" in answer
         assert site.refused == {"head-too-large": 1}
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("given_id", [b"mine", b"not sane"])
+@pytest.mark.parametrize(
+    ("head", "status"), [(b"host: b\r\n", 400), (b"x: " + b"a" * 3000 + b"\r\n", 431)], ids=["malformed", "too large"]
+)
+def test_a_refused_head_gets_what_every_problem_has(head, status, given_id):
+    async def scenario(site: Site) -> None:
+        site.state.default_headers = [(b"date", b"today")]  # uvicorn's clock
+        found, headers, body = parsed(await site.ask(POST + b"x-request-id: " + given_id + b"\r\n" + head + b"\r\n"))
+        own = {"content-type", "content-length", "connection", "date", "x-request-id"}
+        assert found == status
+        assert headers.keys() == own | {name.decode() for name, _ in [*SECURITY_HEADERS, NO_CONTENT_POLICY]}
+        assert (headers["x-request-id"] == "mine") == (given_id == b"mine")
+        told = {"request_id": headers["x-request-id"], "status": status, "errors": [], "error": body["detail"]}
+        assert body == body | told
+
+    run(scenario)
+
+
+def test_what_begins_no_request_gets_an_id_of_its_own():
+    async def scenario(site: Site) -> None:
+        _, headers, body = parsed(await site.ask(b"\0\r\n\r\n"))
+        assert body["request_id"] == headers["x-request-id"] != ""
 
     run(scenario)
 
