@@ -111,11 +111,14 @@ class Registry:
         return await self.activate(name, former)
 
     async def unload(self, name: str, version: str) -> None:
-        """Answer what it has taken, then end its workers. Raises UnknownModelError, ActivationError."""
+        """Answer what it has taken, then end its workers; with its active version a name answers no more.
+
+        Raises UnknownModelError, and ActivationError for the default name's active version.
+        """
         async with self._changing:
             engine = self.engine_for(name, version)
             if self.is_active(name, version):
-                raise ActivationError(f"{name} {version} is active; activate another version first")
+                self._deactivate(name)
             self._engines = {key: kept for key, kept in self._engines.items() if kept is not engine}
             await engine.close()
 
@@ -160,10 +163,22 @@ class Registry:
             self._former = {**self._former, engine.name: before}
         self._active = {**self._active, engine.name: engine.version}
         logger.info("%s %s is active", engine.name, engine.version)
-        self._metrics.models_active(list(self._active.items()))
-        self._metrics.calibrated([active.manifest for active in self.active_engines()])
+        self._tell_active()
         if engine.name == self._default:
             self._metrics.default_model(false_alarm_rate=engine.false_alarm_rate, detectors=engine.detectors)
+
+    def _deactivate(self, name: str) -> None:
+        version = self._active[name]
+        if name == self._default:
+            raise ActivationError(f"{name} {version} is active; activate another version first")
+        self._active = {known: active for known, active in self._active.items() if known != name}
+        self._former = {known: former for known, former in self._former.items() if known != name}
+        logger.info("%s answers no more", name)
+        self._tell_active()
+
+    def _tell_active(self) -> None:
+        self._metrics.models_active(list(self._active.items()))
+        self._metrics.calibrated([active.manifest for active in self.active_engines()])
 
 
 def _find_offers(settings: Settings) -> Offers:

@@ -27,6 +27,12 @@ class Model(BaseModel):
     version: str = Field(description="Digest of the bundle's content.")
 
 
+class LoadedModel(Model):
+    default: bool = Field(
+        description="Whether /v1/predict asks this name: that of the setting bundle. Others answer below /v2/models."
+    )
+
+
 class DetectorSays(BaseModel):
     score: float = Field(description="Higher = more suspicious.")
     p_value: Probability = Field(description="Small = suspicious.")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load, save
 
@@ -31,11 +32,22 @@ def with_other_card(bundle: Path, copy: Path, card: str) -> Path:
     return _with_file(bundle, copy, CARD, card.encode())
 
 
+def with_other_name(bundle: Path, copy: Path, name: str) -> Path:
+    """The same under another name."""
+    shutil.copytree(bundle, copy)
+    _write_manifest(copy, {**json.loads((copy / MANIFEST).read_bytes()), "name": name})
+    return copy
+
+
 def _with_file(bundle: Path, copy: Path, name: str, content: bytes) -> Path:
     shutil.copytree(bundle, copy)
     (copy / name).write_bytes(content)
     values = json.loads((copy / MANIFEST).read_bytes())
     values["files"][name] = hashlib.sha256(content).hexdigest()
-    manifest = _adapter.validate_python(values)
-    (copy / MANIFEST).write_bytes(serialise(manifest, content_digest(manifest)))
+    _write_manifest(copy, values)
     return copy
+
+
+def _write_manifest(bundle: Path, values: dict[str, Any]) -> None:
+    manifest = _adapter.validate_python(values)
+    (bundle / MANIFEST).write_bytes(serialise(manifest, content_digest(manifest)))

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from service.engine import Engine
 from service.registry import Registry
 from service.routes.context import runtime_of
-from service.schemas import Model, ModelVersion, NamedModel, Problem, State, Versions
+from service.schemas import LoadedModel, ModelVersion, NamedModel, Problem, State, Versions
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 VERSION = "/{name}/versions/{version}"
@@ -34,21 +34,24 @@ async def models(request: Request) -> Versions:
 
 
 @router.post(VERSION + "/load", summary="Make a version ready beside those that serve", responses=REFUSALS)
-async def load(request: Request, name: str, version: str) -> Model:
-    return _model(await runtime_of(request).registry.load(name, version))
+async def load(request: Request, name: str, version: str) -> LoadedModel:
+    registry = runtime_of(request).registry
+    return _model(registry, await registry.load(name, version))
 
 
-@router.post(VERSION + "/activate", summary="Let a version answer, loaded first if need be", responses=REFUSALS)
-async def activate(request: Request, name: str, version: str) -> Model:
-    return _model(await runtime_of(request).registry.activate(name, version))
+@router.post(VERSION + "/activate", summary="Let a version answer for its name, loaded first if need be", responses=REFUSALS)
+async def activate(request: Request, name: str, version: str) -> LoadedModel:
+    registry = runtime_of(request).registry
+    return _model(registry, await registry.activate(name, version))
 
 
 @router.post("/{name}/rollback", summary="Activate what was active before", responses=REFUSALS)
-async def roll_back(request: Request, name: str) -> Model:
-    return _model(await runtime_of(request).registry.roll_back(name))
+async def roll_back(request: Request, name: str) -> LoadedModel:
+    registry = runtime_of(request).registry
+    return _model(registry, await registry.roll_back(name))
 
 
-@router.delete(VERSION, summary="Unload a version that is not active", status_code=204, responses=REFUSALS)
+@router.delete(VERSION, summary="Unload a version, but for the one that /v1/predict asks", status_code=204, responses=REFUSALS)
 async def unload(request: Request, name: str, version: str) -> Response:
     await runtime_of(request).registry.unload(name, version)
     return Response(status_code=204)
@@ -60,5 +63,5 @@ def _state(registry: Registry, name: str, version: str) -> State:
     return "loaded" if registry.is_loaded(name, version) else "available"
 
 
-def _model(engine: Engine) -> Model:
-    return Model(name=engine.name, version=engine.version)
+def _model(registry: Registry, engine: Engine) -> LoadedModel:
+    return LoadedModel(name=engine.name, version=engine.version, default=registry.is_default(engine.name))

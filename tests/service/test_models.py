@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 
 from service.cpus import available_cpus
 from service.engine import Engine
-from tests.bundles import changed, with_other_card, with_other_scores
+from tests.bundles import changed, with_other_card, with_other_name, with_other_scores
 
 URL = "/v1/models"
 PNG = {"content-type": "image/png"}
@@ -96,6 +96,25 @@ def test_a_version_can_be_loaded_beside_the_active_one_and_unloaded(client, firs
     assert states(client) == ["active", "available"]
     assert "lgm_worker_up 1.0" in client.get("/metrics").text
     assert client.delete(second).status_code == 404
+
+
+def test_another_name_answers_by_the_protocol_alone_until_it_is_unloaded(
+    client, models, digits_bundle, first, digit_files
+):
+    letters = with_other_name(digits_bundle, models / "letters", "letters")
+    url = f"{URL}/letters/versions/{version_of(letters)}"
+    activated = client.post(f"{url}/activate").json()
+    assert activated == {"name": "letters", "version": version_of(letters), "default": False}
+    assert client.post(f"{first}/activate").json()["default"]
+    assert served(client, digit_files[0]) == first
+    assert client.get("/readyz").json()["model"]["name"] == "digits"
+    assert client.get("/v2/models/letters/ready").status_code == 200
+    assert 'lgm_model_info{name="letters"' in client.get("/metrics").text
+    assert client.delete(url).status_code == 204
+    assert client.get("/v2/models/letters/ready").status_code == 404
+    assert client.post(f"{URL}/letters/rollback").status_code == 404
+    assert 'name="letters"' not in client.get("/metrics").text
+    assert client.post(f"{url}/activate").status_code == 200
 
 
 def test_what_a_version_has_taken_is_answered_by_it_before_it_is_unloaded(client, first, second, digits_images):
