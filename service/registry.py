@@ -1,28 +1,20 @@
 """The versions that are here: which are loaded, which of a name's versions answers, and which did before."""
 
 import asyncio
+import itertools
 import logging
-from dataclasses import dataclass
+import math
 from pathlib import Path
 
-from detectors.manifest import MANIFEST, Manifest, load_manifest
-from model.errors import BundleError, LGMGuardError
+from model.errors import LGMGuardError
 from service.engine import Engine
 from service.errors import ActivationError, NotReadyError, UnknownModelError
 from service.metrics import Metrics
 from service.monitoring.traffic import Traffic
+from service.offers import Key, Offers, find_offers
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
-Key = tuple[str, str]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Offers:
-    """What lies in the settings' folders: bundles by name and version, and why others are none, by folder."""
-
-    bundles: dict[Key, tuple[Path, Manifest]]
-    faults: dict[str, str]
 
 
 class Registry:
@@ -39,13 +31,15 @@ class Registry:
         self._active: dict[str, str] = {}
         self._former: dict[str, str] = {}
         self._default: str | None = None
-        self._changing = asyncio.Lock()
+        self._loading = asyncio.Lock()  # one at a time, and no unloading meanwhile; switching waits for none
+        self._activating: set[tuple[str, int]] = set()
+        self._numbers = itertools.count()
         metrics.queue_depth.set_function(lambda: sum(engine.depth for engine in self._engines.values()))
         metrics.worker_up.set_function(lambda: sum(engine.num_workers for engine in self._engines.values()))
 
     async def load_default(self) -> None:
         """Load and activate the bundle of the settings. Raises BundleError, SettingsError, WorkerDiedError."""
-        async with self._changing:
+        async with self._loading:
             engine = await self._load_folder(self._settings.bundle)
             self._default = engine.name
             self._switch(engine)
@@ -88,23 +82,42 @@ class Registry:
 
     async def offers(self) -> Offers:
         """What could be loaded, read anew from the settings' folders."""
-        return await asyncio.to_thread(_find_offers, self._settings)
+        return await asyncio.to_thread(find_offers, self._settings)
 
     async def load(self, name: str, version: str) -> Engine:
         """Make a version ready beside the others. Raises UnknownModelError, ActivationError with file and reason."""
-        async with self._changing:
+        loaded = self._engines.get((name, version))
+        if loaded is not None:
+            return loaded
+        async with self._loading:
             return await self._load(name, version)
 
     async def activate(self, name: str, version: str) -> Engine:
-        """Let it answer for its name, loaded first if need be. Raises as load does; then the former serves on."""
-        async with self._changing:
-            engine = await self._load(name, version)
+        """Let it answer for its name, at once where it is loaded. Raises as load does; then the former serves on.
+
+        Raises ActivationError, too, where a later request for the name was quicker: the last one decides.
+        """
+        asked = name, next(self._numbers)
+        self._activating.add(asked)
+        try:
+            engine = await self.load(name, version)
+            if asked not in self._activating:
+                raise ActivationError(f"{name} {version} is loaded, but was called off meanwhile; activate it again")
+            self._call_off(name, before=asked[1])
             self._switch(engine)
             return engine
+        finally:
+            self._activating.discard(asked)
 
     async def roll_back(self, name: str) -> Engine:
-        """Activate what was active before. Raises ActivationError where nothing was."""
-        self.engine_for(name)
+        """Undo the last activation: call off what is being activated, else activate what was active before.
+
+        Raises UnknownModelError, NotReadyError, ActivationError where nothing was; and as activate does.
+        """
+        active = self.engine_for(name)
+        if any(name == activating for activating, _ in self._activating):
+            self._call_off(name)
+            return active
         former = self._former.get(name)
         if former is None:
             raise ActivationError(f"no other version of {name} was active before")
@@ -115,7 +128,7 @@ class Registry:
 
         Raises UnknownModelError, and ActivationError for the default name's active version.
         """
-        async with self._changing:
+        async with self._loading:
             engine = self.engine_for(name, version)
             if self.is_active(name, version):
                 self._deactivate(name)
@@ -123,7 +136,7 @@ class Registry:
             await engine.close()
 
     async def close(self) -> None:
-        async with self._changing:
+        async with self._loading:
             engines, self._engines = tuple(self._engines.values()), {}
             await asyncio.gather(*(engine.close() for engine in engines))
 
@@ -155,6 +168,9 @@ class Registry:
             raise ActivationError(f"no sound bundle here is {name[:64]} {version[:64]}; refused are: {faults}")
         raise UnknownModelError(f"no bundle here is {name[:64]} {version[:64]}; GET /v1/models tells what there is")
 
+    def _call_off(self, name: str, *, before: float = math.inf) -> None:
+        self._activating = {asked for asked in self._activating if asked[0] != name or asked[1] >= before}
+
     def _switch(self, engine: Engine) -> None:
         before = self._active.get(engine.name)
         if before == engine.version:
@@ -179,17 +195,3 @@ class Registry:
     def _tell_active(self) -> None:
         self._metrics.models_active(list(self._active.items()))
         self._metrics.calibrated([active.manifest for active in self.active_engines()])
-
-
-def _find_offers(settings: Settings) -> Offers:
-    folders = [settings.bundle]
-    if settings.models is not None:
-        folders += sorted(path.parent for path in settings.models.glob(f"*/{MANIFEST}"))
-    bundles, faults = {}, {}
-    for folder in folders:
-        try:
-            manifest = load_manifest(folder)
-            bundles[manifest.name, manifest.version] = folder, manifest
-        except BundleError as error:
-            faults[folder.name] = str(error).replace(f"{folder.parent}/", "")
-    return Offers(bundles=bundles, faults=faults)

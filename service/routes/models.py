@@ -39,7 +39,9 @@ async def load(request: Request, name: str, version: str) -> LoadedModel:
     return _model(registry, await registry.load(name, version))
 
 
-@router.post(VERSION + "/activate", summary="Let a version answer for its name, loaded first if need be", responses=REFUSALS)
+@router.post(
+    VERSION + "/activate", summary="Let a version answer for its name, loaded first if need be", responses=REFUSALS
+)
 async def activate(request: Request, name: str, version: str) -> LoadedModel:
     registry = runtime_of(request).registry
     return _model(registry, await registry.activate(name, version))
@@ -51,7 +53,7 @@ async def roll_back(request: Request, name: str) -> LoadedModel:
     return _model(registry, await registry.roll_back(name))
 
 
-@router.delete(VERSION, summary="Unload a version, but for the one that /v1/predict asks", status_code=204, responses=REFUSALS)
+@router.delete(VERSION, summary="Unload a version that /v1/predict does not ask", status_code=204, responses=REFUSALS)
 async def unload(request: Request, name: str, version: str) -> Response:
     await runtime_of(request).registry.unload(name, version)
     return Response(status_code=204)
