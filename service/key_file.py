@@ -28,6 +28,7 @@ class KeyFile:
         self._path = path
         self._watch = FileWatch(path)
         self._ring = read_keys(path)
+        self._warn_if_closed()
 
     @property
     def ring(self) -> KeyRing:
@@ -42,6 +43,12 @@ class KeyFile:
             logger.error("%s; the keys read before stay valid", error)
         else:
             logger.info("read %d API keys again", len(self._ring.keys))
+            self._warn_if_closed()
+
+    def _warn_if_closed(self) -> None:
+        """Which is no error: a key may be added while the service runs."""
+        if not self._ring.lets_somebody_in():
+            logger.warning("api_keys: %s has no valid key, so nobody gets in; lgm keys new adds one", self._path)
 
 
 def read_keys(path: Path) -> KeyRing:

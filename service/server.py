@@ -24,7 +24,7 @@ from service.errors import SettingsError
 from service.listener import Listener
 from service.logs import configure_logs
 from service.runtime import Runtime
-from service.settings import Settings, stray_variables
+from service.settings import Settings, check_folder, stray_variables
 from service.tls import Certificate, certificate_of
 from service.transport import transport_options
 
@@ -42,6 +42,8 @@ def serve(settings: Settings) -> None:
     certificate = certificate_of(settings)
     resolve_devices(settings.device)
     load_manifest(settings.bundle)
+    check_folder("models", settings.models)
+    check_folder("reports", settings.reports)
     with bind(settings.host, settings.port) as listener:
         check_exposure(settings, listener.getsockname()[0])
         runtime = Runtime(settings=settings)

@@ -278,6 +278,15 @@ def option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def check_folder(name: str, folder: Path | None) -> None:
+    """Raises SettingsError where a folder is given that cannot be listed, by the setting's name."""
+    try:
+        if folder is not None:
+            os.listdir(folder)
+    except OSError as error:
+        raise SettingsError(f"{name}: {folder} cannot be read: {error.strerror}") from None
+
+
 def stray_variables(names: Iterable[str]) -> Iterator[str]:
     """What to tell of each environment variable that looks like a setting, and is none."""
     known = [PREFIX + name.upper() for name in Settings.model_fields]

@@ -10,6 +10,7 @@ from service.client.retries import Retries
 from service.dashboard.app import serve
 from service.dashboard.options import PREFIX, Options
 from service.logs import configure_logs
+from service.settings import check_folder
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +21,7 @@ def show(
     """Serve the page until told to stop. Raises SettingsError, InputError before anything listens."""
     configure_logs(style="console", level="info")
     ClientSettings(url=url, key=None, timeout_seconds=1, retries=Retries(), max_instances=1)  # checks the address
+    check_folder("reports", reports)
     with bind(host, port) as listener:
         listener.listen()
         address, taken = listener.getsockname()[:2]

@@ -120,6 +120,18 @@ def test_a_bundle_that_is_not_there(tmp_path):
     check_one_line(result, "nothing/bundle.json cannot be read")
 
 
+@pytest.mark.parametrize("name", ["models", "reports"])
+def test_a_folder_that_is_none(digits_bundle, tmp_path, name):
+    serve = ["serve", "--bundle", str(digits_bundle), "--port", "0", option(name)]
+    check_one_line(runner.invoke(app, [*serve, str(tmp_path / "a")]), f"{name}: {tmp_path}/a cannot be read: No such")
+    check_one_line(runner.invoke(app, [*serve, str(digits_bundle / "bundle.json")]), name, "Not a directory")
+
+
+def test_a_folder_of_the_page_alone_that_is_none(tmp_path):
+    result = runner.invoke(app, ["dashboard", "--port", "0", "--reports", str(tmp_path / "a")])
+    check_one_line(result, f"reports: {tmp_path}/a cannot be read: No such")
+
+
 def test_a_changed_manifest_is_refused_by_name(digits_bundle, tmp_path):
     bundle = changed(digits_bundle, tmp_path / "broken", "bundle.json")
     check_one_line(runner.invoke(app, ["serve", "--port", "0", "--bundle", str(bundle)]), "broken/bundle.json")

@@ -170,10 +170,20 @@ def test_a_change_that_breaks_the_file_changes_nothing(key_file, path, harm, cap
     assert keys.ring.find(b"later") is not None
 
 
-def test_an_emptied_file_lets_nobody_in(key_file, path):
+def test_an_emptied_file_lets_nobody_in_and_the_log_says_so(key_file, path, caplog):
     keys, text = key_file
+    assert "no valid key" not in caplog.text
     path.write_text("")
     assert keys.ring.find(text.encode()) is None
+    assert f"{path} has no valid key, so nobody gets in" in caplog.text
+
+
+@pytest.mark.parametrize("expires", [None, datetime(2026, 1, 2, tzinfo=UTC)])
+def test_a_file_without_a_valid_key_is_warned_of_at_the_start(path, expires, caplog):
+    append_key(path, key_of("old", expires=expires))
+    append_revocation(path, "ci-1" if expires is None else "another")
+    KeyFile(path)
+    assert "has no valid key, so nobody gets in" in caplog.text
 
 
 def test_files_are_looked_at_once_a_second_at_most(path):
