@@ -12,7 +12,7 @@ from service.errors import FieldFault, InvalidInputError, MalformedBodyError
 from service.inference_protocol import messages
 from service.inference_protocol.inference import Inference, RequestedOutput
 from service.inference_protocol.outputs import OUTPUTS, check_names
-from service.inference_protocol.parameters import refuse_extensions, timeout_seconds
+from service.inference_protocol.parameters import refuse_extensions, refuse_sequences, timeout_seconds
 from service.inference_protocol.schemas import ModelMetadata, TensorMetadata
 from service.inference_protocol.tensors import InputTensor, images_of
 from service.judgements import Judgements
@@ -35,6 +35,8 @@ def parse(message: Any, data: bytes) -> Any:
 
 def decode(request: Any, image_format: ImageFormat, *, max_instances: int) -> Inference:
     """A ModelInferRequest's inference. Raises InvalidInputError naming the field."""
+    parameters = _parameters(request.parameters)
+    refuse_sequences(parameters)
     check_names(output.name for output in request.outputs)
     for kind, tensors in (("inputs", request.inputs), ("outputs", request.outputs)):
         for position, tensor in enumerate(tensors):
@@ -45,7 +47,7 @@ def decode(request: Any, image_format: ImageFormat, *, max_instances: int) -> In
         id=request.id or None,
         images=images_of(_tensors(request), image_format, max_instances=max_instances),
         outputs=[RequestedOutput(name, raw) for name in names],
-        timeout_seconds=timeout_seconds(_parameters(request.parameters)),
+        timeout_seconds=timeout_seconds(parameters),
     )
 
 

@@ -7,12 +7,20 @@ from service.errors import FieldFault, InvalidInputError
 
 # Extensions of Triton's that change what a tensor means, so that to ignore them would be to answer wrongly.
 REFUSED = ("shared_memory_region", "classification")
+SEQUENCES = ("sequence_id", "sequence_start", "sequence_end")
 
 
 def refuse_extensions(field: str, parameters: Mapping[str, Any]) -> None:
     for name in REFUSED:
         if name in parameters:
             raise InvalidInputError(FieldFault(f"{field}.parameters.{name}", "this extension is not offered"))
+
+
+def refuse_sequences(parameters: Mapping[str, Any]) -> None:
+    """A request's. Requests are judged alone; what says that it is part of no sequence says nothing."""
+    for name in SEQUENCES:
+        if parameters.get(name):
+            raise InvalidInputError(FieldFault(f"parameters.{name}", "sequences are not offered"))
 
 
 def truth(field: str, parameters: Mapping[str, Any], name: str, *, default: bool) -> bool:

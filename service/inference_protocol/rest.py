@@ -13,7 +13,7 @@ from service.engine import Engine
 from service.errors import FieldFault, InvalidInputError, MalformedBodyError
 from service.inference_protocol.inference import Inference, RequestedOutput
 from service.inference_protocol.outputs import OUTPUTS, check_names
-from service.inference_protocol.parameters import refuse_extensions, timeout_seconds, truth
+from service.inference_protocol.parameters import refuse_extensions, refuse_sequences, timeout_seconds, truth
 from service.inference_protocol.schemas import InferenceRequest, RequestInput
 from service.inference_protocol.tensors import InputTensor, images_of
 from service.judgements import Judgements
@@ -48,6 +48,7 @@ def decode(
     if length > len(body):
         raise MalformedBodyError(FieldFault(HEADER_LENGTH, f"{length} bytes, but the body has {len(body)}"))
     request = _parse(body[:length])
+    refuse_sequences(request.parameters)
     outputs = _requested(request)
     tensors = _with_data(request.inputs, memoryview(body)[length:])
     return Inference(

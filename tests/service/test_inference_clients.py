@@ -151,6 +151,8 @@ def test_triton_reads_the_errors(triton, images):
             client.infer(model, inputs)
     with pytest.raises(InferenceServerException, match="unknown output 'label'"):
         client.infer("digits", [good], outputs=[module.InferRequestedOutput("label")])
+    with pytest.raises(InferenceServerException, match="sequences are not offered"):
+        client.infer("digits", [good], sequence_id=7, sequence_start=True)
 
 
 def test_kserve(server, images, verdicts, digits_screener):

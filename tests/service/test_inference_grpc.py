@@ -144,6 +144,9 @@ def test_raw_requests_get_raw_answers_and_typed_ones_typed(channel, images, digi
             "outputs[0].parameters.classification: this extension is not offered",
         ),
         ({"parameters": {"timeout": {"string_param": "1"}}}, "parameters.timeout: must be a number of microseconds"),
+        ({"parameters": {"sequence_id": {"int64_param": 7}}}, "parameters.sequence_id: sequences are not offered"),
+        ({"parameters": {"sequence_id": {"string_param": "a"}}}, "parameters.sequence_id: sequences are not offered"),
+        ({"parameters": {"sequence_end": {"bool_param": True}}}, "parameters.sequence_end: sequences are not offered"),
         ({"parameters": {"timeout": {}}}, "parameters.timeout: must be a number of microseconds"),
     ],
 )

@@ -196,6 +196,12 @@ def test_the_id_comes_back(client, images, name):
     assert "id" not in client.post(URL, json=request_of(images)).json()
 
 
+def test_what_says_that_there_is_no_sequence_says_nothing(client, images):
+    for value in (0, "", False):
+        parameters = {"sequence_id": value, "sequence_start": False, "sequence_end": False}
+        assert client.post(URL, json={**request_of(images), "parameters": parameters}).status_code == 200
+
+
 def test_a_request_larger_than_a_batch_keeps_its_order(client, images, expected):
     found = read(client.post(URL, json=request_of(np.concatenate([images, images[::-1]]))))
     check({name: values[:12] for name, values in found.items()}, expected)
@@ -313,6 +319,10 @@ TENSOR = GOOD["inputs"][0]
             "outputs[0].parameters.classification",
             "not offered",
         ),
+        ({**GOOD, "parameters": {"sequence_id": 7}}, 422, "parameters.sequence_id", "sequences are not offered"),
+        ({**GOOD, "parameters": {"sequence_id": "a"}}, 422, "parameters.sequence_id", "sequences are not offered"),
+        ({**GOOD, "parameters": {"sequence_start": True}}, 422, "parameters.sequence_start", "not offered"),
+        ({**GOOD, "parameters": {"sequence_end": True}}, 422, "parameters.sequence_end", "not offered"),
         (
             {"inputs": [{**TENSOR, "parameters": {"shared_memory_region": "a"}}]},
             422,
