@@ -1,6 +1,6 @@
 """The quarantine as whoever reviews sees it. Every call may block: off the event loop, by QuarantineThreads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 
 from sqlalchemy import Connection, RowMapping, func, insert, select, update
@@ -59,22 +59,33 @@ class Quarantine:
         return read_image(*self._file(item_id))
 
     def review(
-        self, item_id: str, state: State, *, reviewer: str, reason: str | None, expected_revision: int
+        self,
+        item_id: str,
+        state: State,
+        *,
+        reviewer: str,
+        reason: str | None,
+        expected_revisions: Collection[int] | None,
     ) -> Item:
-        """The item after the review. Raises UnknownItemError, TransitionError, ChangedMeanwhileError."""
+        """The item after the review. expected_revisions: those that it was decided on; None where any will do.
+
+        Raises UnknownItemError, TransitionError, and ChangedMeanwhileError where the item has another revision.
+        """
         moment = datetime.now(UTC)
         with self._database.writing() as connection:
             before = item_of(_row(connection, item_id))
-            _check_review(before, state, expected_revision)
+            if expected_revisions is not None and before.revision not in expected_revisions:
+                raise _changed_meanwhile()
+            _check_transition(before, state)
             changed = connection.execute(
                 update(items)
-                .where(items.c.id == item_id, items.c.revision == expected_revision)
+                .where(items.c.id == item_id, items.c.revision == before.revision)
                 .values(
                     state=state.value,
                     reviewer=reviewer,
                     reason=reason,
                     reviewed_at=moment,
-                    revision=expected_revision + 1,
+                    revision=before.revision + 1,
                 )
             )
             if changed.rowcount != 1:
@@ -138,9 +149,7 @@ def _row(connection: Connection, item_id: str) -> RowMapping:
     return row
 
 
-def _check_review(item: Item, state: State, expected_revision: int) -> None:
-    if item.revision != expected_revision:
-        raise _changed_meanwhile()
+def _check_transition(item: Item, state: State) -> None:
     if state not in TRANSITIONS[item.state]:
         allowed = ", ".join(TRANSITIONS[item.state])
         raise TransitionError(f"an item that is {item.state} can only become {allowed}, not {state}")

@@ -1,5 +1,6 @@
 """What was kept: looking at it, saying what it was, deleting it."""
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
@@ -11,6 +12,8 @@ from service.quarantine.quarantine import MOST_LISTED, Quarantine
 from service.quarantine.records import NO_NUL, AuditLine, Filter, Item, State
 from service.routes.context import runtime_of
 from service.schemas import Problem
+
+ETAG = re.compile(r'"([0-9]{1,9})"')
 
 router = APIRouter(prefix="/v1/quarantine", tags=["quarantine"])
 
@@ -90,19 +93,21 @@ async def review_item(
     request: Request,
     response: Response,
     item_id: str,
-    if_match: Annotated[str | None, Header(description="The ETag of the item that was decided on.")] = None,
+    if_match: Annotated[str | None, Header(description="The item's ETag that was decided on, several, or *.")] = None,
 ) -> Item:
-    """Two reviewers never overwrite each other: whoever decided on what has changed since gets 412."""
+    """Two reviewers never overwrite each other: whoever decided on what has changed since gets 412. With `*` as ETag
+    whatever is there is reviewed.
+    """
     runtime = runtime_of(request)
     body = await read_body(request.receive, timeout_seconds=runtime.settings.request_timeout_seconds)
-    review, revision = _review(body), _revision(if_match)
+    review, revisions = _review(body), _revisions(if_match)
     item = await runtime.ask_quarantine(
         Quarantine.review,
         item_id,
         review.state,
         reviewer=_caller(request),
         reason=review.reason,
-        expected_revision=revision,
+        expected_revisions=revisions,
     )
     response.headers["etag"] = _etag(item)
     return item
@@ -123,12 +128,13 @@ def _etag(item: Item) -> str:
     return f'"{item.revision}"'
 
 
-def _revision(if_match: str | None) -> int:
-    """What is no ETag of ours matches nothing."""
+def _revisions(if_match: str | None) -> set[int] | None:
+    """Of the ETags that are listed (RFC 9110, 13.1.1), None for `*`; a weak one, or none of ours, matches nothing."""
     if if_match is None:
         raise MissingPreconditionError("say which revision you decided on: If-Match, with the ETag of the item")
-    number = if_match.strip().strip('"')
-    return int(number) if number.isascii() and number.isdecimal() and len(number) < 10 else 0
+    if if_match.strip() == "*":
+        return None
+    return {int(found[1]) for member in if_match.split(",") if (found := ETAG.fullmatch(member.strip()))}
 
 
 def _review(body: bytes) -> Review:

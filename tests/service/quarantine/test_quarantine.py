@@ -29,7 +29,7 @@ from tests.service.quarantine.conftest import NOON, made_item, noise
 
 def review(quarantine: Quarantine, item, state: State, revision: int | None = None):
     return quarantine.review(
-        item.id, state, reviewer="ann", reason="seen", expected_revision=revision or item.revision
+        item.id, state, reviewer="ann", reason="seen", expected_revisions={revision or item.revision}
     )
 
 
@@ -134,7 +134,7 @@ def test_of_reviewers_at_the_same_moment_one_wins(quarantine, kept):
         start.wait()
         state = (State.ABNORMAL, State.FALSE_POSITIVE)[number % 2]
         try:
-            return quarantine.review(item.id, state, reviewer=f"r{number}", reason=None, expected_revision=1).state
+            return quarantine.review(item.id, state, reviewer=f"r{number}", reason=None, expected_revisions={1}).state
         except ChangedMeanwhileError:
             return None
 

@@ -197,8 +197,9 @@ def test_a_review_names_what_it_was_decided_on(desk, item):
     members = ("state", "reason", "reviewer", "revision")
     assert [reviewed.json()[name] for name in members] == ["abnormal", "a hand", "testclient", 2]
     assert reviewed.headers["etag"] == desk.get(url).headers["etag"] != etag
-    for stale in (etag, "*", "2x", '"99999999999999999999"', ""):
-        assert desk.patch(url, json=body, headers={"if-match": stale}).status_code == 412
+    others = (etag, 'W/"2"', f"{etag}, W/{etag}", '"1,2"', "2", '"2x"', '"99999999999999999999"', '*, "1"', "")
+    for other in others:
+        assert desk.patch(url, json=body, headers={"if-match": other}).status_code == 412
     refused = desk.patch(url, json={"state": "new"}, headers={"if-match": reviewed.headers["etag"]})
     assert refused.status_code == 409
     lines = desk.get(url + "/audit").json()["lines"]
@@ -207,6 +208,14 @@ def test_a_review_names_what_it_was_decided_on(desk, item):
     ]
     counts = desk.get(URL, params={"state": "new"}).json()
     assert (len(counts["items"]), counts["counts"]["abnormal"]) == (2, 1)
+
+
+@pytest.mark.parametrize("if_match", ["*", ' "7" ,"1"', 'W/"1", "1"'])
+def test_any_revision_or_one_of_a_list_will_do(desk, item, if_match):
+    url = f"{URL}/{item['id']}"
+    reviewed = desk.patch(url, json={"state": "abnormal"}, headers={"if-match": if_match})
+    assert (reviewed.status_code, reviewed.headers["etag"]) == (200, '"2"')
+    assert desk.patch(f"{URL}/nobody", json={"state": "new"}, headers={"if-match": "*"}).status_code == 404
 
 
 WRONG = {
