@@ -1,12 +1,19 @@
 """What was kept: looking at it, saying what it was, deleting it."""
 
 import re
+from collections import Counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.errors import InvalidParametersError, MalformedBodyError, MissingPreconditionError, faults_of
+from service.errors import (
+    FieldFault,
+    InvalidParametersError,
+    MalformedBodyError,
+    MissingPreconditionError,
+    faults_of,
+)
 from service.forms import read_body
 from service.quarantine.quarantine import MOST_LISTED, Quarantine
 from service.quarantine.records import NO_NUL, AuditLine, Filter, Item, State
@@ -50,6 +57,7 @@ class Audit(BaseModel):
 
 @router.get("", summary="Items by filter, and how many there are in each state", responses=refusals(422))
 async def list_items(request: Request, asked: Annotated[Listing, Query()]) -> ListedItems:
+    _refuse_repeated(request)
     ask = runtime_of(request).ask_quarantine
     page = await ask(Quarantine.list, asked, cursor=asked.cursor, limit=asked.limit)
     counts = await ask(Quarantine.counts, asked.model_copy(update={"state": None}))
@@ -117,6 +125,14 @@ async def review_item(
 async def delete_item(request: Request, item_id: str) -> Response:
     await runtime_of(request).ask_quarantine(Quarantine.delete, item_id, who=_caller(request))
     return Response(status_code=204)
+
+
+def _refuse_repeated(request: Request) -> None:
+    """Of two values of one name the first would be ignored."""
+    names = Counter(name for name, _ in request.query_params.multi_items())
+    repeated = [FieldFault(name[:64], "is given more than once") for name, count in names.items() if count > 1]
+    if repeated:
+        raise InvalidParametersError(*repeated)
 
 
 def _caller(request: Request) -> str:

@@ -251,6 +251,7 @@ def test_other_reviews_are_refused_and_change_nothing(desk, item, body):
         ("digest=7", "digest"),
         ("stat=new", "stat"),
         ("label=%00", "label"),
+        ("state=new&state=released", "state"),
         ("since=0001-01-01T00:00:00%2B14:00", "since"),
         ("until=9999-12-31T23:59:59-14:00", "until"),
     ],
