@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, Strict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, Strict
 from pydantic_core import PydanticCustomError
 
 from service.inference_protocol.tensors import IMAGES
@@ -23,6 +23,7 @@ Text = Annotated[str, Strict()]
 Parameters = Annotated[
     dict[str, Any],
     AfterValidator(_all_scalar),
+    BeforeValidator(lambda given: {} if given is None else given),  # as absent, as a null id is
     Field(json_schema_extra={"additionalProperties": {"type": ["boolean", "number", "string"]}}),
 ]
 Axes = Annotated[list[Annotated[int, Strict()]], FailFast(), Field(min_length=1, max_length=8)]
@@ -50,9 +51,9 @@ class InferenceRequest(BaseModel):
         description="binary_data_output: whether outputs are answered as bytes; timeout: in microseconds.",
     )
     inputs: Annotated[list[RequestInput], FailFast()] = Field(description="One: images.")
-    outputs: Annotated[list[RequestOutput], FailFast()] = Field(
-        default=[], description="Which outputs; all where none is named."
-    )
+    outputs: Annotated[
+        list[RequestOutput], FailFast(), BeforeValidator(lambda given: [] if given is None else given)
+    ] = Field(default=[], description="Which outputs; all where none is named.")
 
 
 class ResponseOutput(BaseModel):

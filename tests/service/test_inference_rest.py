@@ -196,6 +196,13 @@ def test_the_id_comes_back(client, images, name):
     assert "id" not in client.post(URL, json=request_of(images)).json()
 
 
+def test_null_is_as_absent(client, images, expected):
+    request = {**request_of(images, parameters=None), "id": None, "parameters": None, "outputs": None}
+    check(read(client.post(URL, json=request)), expected)
+    (output,) = read(client.post(URL, json={**request, "outputs": [{"name": "p_value", "parameters": None}]}))
+    assert output == "p_value"
+
+
 def test_what_says_that_there_is_no_sequence_says_nothing(client, images):
     for value in (0, "", False):
         parameters = {"sequence_id": value, "sequence_start": False, "sequence_end": False}
