@@ -21,7 +21,7 @@ access = logging.getLogger("service.access")
 failures = logging.getLogger("service.failures")
 
 OPEN_METHODS = frozenset({"ServerLive", "ServerReady"})  # the probes
-Answer = Callable[[Runtime, Any, dict[str, Any]], Awaitable[Any]]
+Answer = Callable[[Runtime, Any, Call], Awaitable[Any]]
 
 
 class Method:
@@ -130,7 +130,7 @@ class Method:
 
     async def _respond(self, data: bytes, call: Call) -> bytes:
         request = parse(messages.REQUESTS[self._name], data)
-        response = await self._answer(self._runtime, request, call.state)
+        response = await self._answer(self._runtime, request, call)
         answer: bytes = response.SerializeToString()
         return answer
 

@@ -146,7 +146,10 @@ def test_raw_requests_get_raw_answers_and_typed_ones_typed(channel, images, digi
         ({"parameters": {"timeout": {"string_param": "1"}}}, "parameters.timeout: must be a number of microseconds"),
         ({"parameters": {"sequence_id": {"int64_param": 7}}}, "parameters.sequence_id: sequences are not offered"),
         ({"parameters": {"sequence_id": {"string_param": "a"}}}, "parameters.sequence_id: sequences are not offered"),
-        ({"parameters": {"sequence_end": {"bool_param": True}}}, "parameters.sequence_end: sequences are not offered"),
+        (
+            {"parameters": {"sequence_end": {"bool_param": True}}},
+            "parameters.sequence_end: sequences are not offered",
+        ),
         ({"parameters": {"timeout": {}}}, "parameters.timeout: must be a number of microseconds"),
     ],
 )
@@ -179,6 +182,14 @@ def test_a_wrong_tensor(channel, tensor, detail):
     code, found = refused(channel, raw(np.zeros((1, 1, 8, 8), np.float32), **tensor))
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert found.startswith(detail)
+
+
+def test_a_deadline_that_is_none_is_refused_by_name(channel):
+    request = raw(np.zeros((1, 1, 8, 8), np.float32))
+    with pytest.raises(grpc.RpcError) as caught:
+        call(channel, "ModelInfer", request, metadata=(("x-deadline-ms", "abc"),))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details().startswith("x-deadline-ms: must be a whole number of milliseconds")
 
 
 def test_unknown_models_methods_and_messages(channel):
@@ -285,8 +296,9 @@ def test_a_full_queue_refuses_at_once_and_a_deadline_gives_up(run, images):
         with held(runtime):
             late = await outcome(channel, "ModelInfer", raw(images[:1]), timeout=0.05)
             later = await outcome(channel, "ModelInfer", request)
-        assert late.code() is later.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert later.details() == "no answer before the deadline"
+            last = await outcome(channel, "ModelInfer", raw(images[:1]), metadata=(("x-deadline-ms", "20"),))
+        assert late.code() is later.code() is last.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert later.details() == last.details() == "no answer before the deadline"
 
     run(scenario, queue_capacity=8, max_instances=8)
 
