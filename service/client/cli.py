@@ -22,6 +22,7 @@ from service.client.client import Client
 from service.client.common import DEFAULT_URL
 from service.client.errors import InputError
 
+STANDARD_INPUT = Path("-")
 FILES_AT_ONCE = 64
 SOME_FAILED = 1
 COLUMNS = ("image", "label", "class_index", "probability", "log_likelihood", "p_value", "flagged", "error")
@@ -30,7 +31,9 @@ Write = Callable[[list[Row]], object]
 
 
 def predict(
-    paths: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Image files or folders of them.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Image files or folders; - is standard input.")
+    ],
     url: Annotated[str, typer.Option(help="Address of the service.", envvar="LGM_URL")] = DEFAULT_URL,
     key: Annotated[str | None, typer.Option(help="API key.", envvar="LGM_API_KEY")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line, with all evidence.")] = False,
@@ -40,9 +43,10 @@ def predict(
     """Ask a running service about image files. Exit status 1 where an image could not be judged."""
     form = _form(as_json, as_csv)
     files = find_files(paths)
+    piped = _standard_input() if STANDARD_INPUT in files else b""
     failed = flagged = 0
     with Client(url, key=key, timeout_seconds=timeout, max_instances=FILES_AT_ONCE) as client, form() as write:
-        for rows in _ask(client, files):
+        for rows in _ask(client, files, piped):
             write(rows)
             failed += sum(row["error"] is not None for row in rows)
             flagged += sum(row["flagged"] is True for row in rows)
@@ -59,21 +63,35 @@ def find_files(paths: list[Path]) -> list[Path]:
     met = Met()
     found: list[Path] = []
     for path in paths:
-        inside = image_files(path) if path.is_dir() else [path]
+        inside = image_files(path) if path != STANDARD_INPUT and path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path} holds no image files ({', '.join(sorted(SUFFIXES))})")
         found += filter(met.is_new, inside)
     return found
 
 
-def _ask(client: Client, files: list[Path]) -> Iterator[list[Row]]:
+def _standard_input() -> bytes:
+    """Raises InputError where nothing comes from there."""
+    if sys.stdin is None or sys.stdin.isatty():
+        raise InputError("-: standard input is a terminal or closed; give it an image file")
+    try:
+        content = sys.stdin.buffer.read()
+    except OSError as error:
+        raise InputError(f"-: standard input cannot be read: {error.strerror}") from None
+    if not content:
+        raise InputError("-: standard input is empty; give it an image file")
+    return content
+
+
+def _ask(client: Client, files: list[Path], piped: bytes) -> Iterator[list[Row]]:
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal, redirect_stdout=False) as progress:
         task = progress.add_task("predicting", total=len(files))
         for start in range(0, len(files), FILES_AT_ONCE):
             chunk = files[start : start + FILES_AT_ONCE]
-            answered = zip(chunk, client.predict(chunk).predictions, strict=True)
+            images = [piped if path == STANDARD_INPUT else path for path in chunk]
+            answered = zip(chunk, client.predict(images).predictions, strict=True)
             yield [_row(path, prediction) for path, prediction in answered]
             progress.advance(task, len(chunk))
 

@@ -31,8 +31,9 @@ def folder(tmp_path: Path, digit_files: list[bytes]) -> Path:
     return tmp_path / "in"
 
 
-def run(*arguments: object, **environment: str) -> Any:
-    return runner.invoke(app, ["predict", *map(str, arguments)], env={"COLUMNS": "200", **environment})
+def run(*arguments: object, input: bytes | None = None, **environment: str) -> Any:
+    given = ["predict", *map(str, arguments)]
+    return runner.invoke(app, given, input=input, env={"COLUMNS": "200", **environment})
 
 
 def test_a_table_by_default(url: str, folder: Path) -> None:
@@ -49,6 +50,28 @@ def test_json_has_all_evidence_a_line_an_image(url: str, folder: Path, digits_sc
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["image"] for row in rows] == [str(folder / f"{row}.png") for row in range(3)]
     assert all(set(row["evidence"]) == set(digits_screener.detectors) and row["error"] is None for row in rows)
+
+
+def test_standard_input_is_an_image_among_others(url: str, folder: Path) -> None:
+    result = run("-", folder / "0.png", "-", "--json", input=(folder / "1.png").read_bytes(), LGM_URL=url)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["image"] for row in rows] == ["-", str(folder / "0.png")]
+    (alone,) = map(json.loads, run(folder / "1.png", "--json", LGM_URL=url).stdout.splitlines())
+    assert rows[0]["log_likelihood"] == pytest.approx(alone["log_likelihood"])
+
+
+def test_standard_input_that_gives_nothing_is_one_line(tmp_path: Path) -> None:
+    result = run("-", input=b"")
+    assert (result.exit_code, result.stderr) == (2, "error: -: standard input is empty; give it an image file\n")
+    _, terminal = os.openpty()
+    with open(tmp_path / "nothing", "w") as unreadable:
+        for given, told in ((terminal, "is a terminal or closed"), (unreadable.fileno(), "cannot be read: Bad file")):
+            status, said = in_a_process("-", stdin=given, stdout=subprocess.DEVNULL)
+            assert status == 2
+            assert said.startswith(f"error: -: standard input {told}")
+            assert said.count("\n") == 1
+    os.close(terminal)
 
 
 def test_a_file_is_asked_about_once_by_whatever_spelling(url: str, folder: Path) -> None:
@@ -83,12 +106,13 @@ def test_a_name_that_is_not_utf_8_is_written_as_escapes(url: str, folder: Path, 
         assert f"{folder / name}" in shown
 
 
-def in_a_process(*arguments: object, stdout: int, **environment: str) -> tuple[int, str]:
+def in_a_process(*arguments: object, stdout: int, stdin: int | None = None, **environment: str) -> tuple[int, str]:
     """Status and standard error of the command with this standard output."""
     command = [Path(sys.executable).with_name("lgm"), "predict", *map(str, arguments)]
     finished = subprocess.run(
         command,
         env={**os.environ, "COLUMNS": "200", **environment},
+        stdin=stdin,
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
