@@ -21,7 +21,7 @@ from service.inference_protocol.schemas import (
     ServerReady,
 )
 from service.routes.context import runtime_of
-from service.routes.predict import DEADLINE
+from service.routes.predict import DEADLINE, ENCODING
 from service.schemas import Problem
 
 CHEAP_JSON_BYTES = 16 * 1024
@@ -31,6 +31,12 @@ REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {"application/json": {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}, **BINARY},
 }
+LENGTH = {
+    "description": "Bytes of the JSON; binary tensors follow it.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+LENGTH_NAME = HEADER_LENGTH.title()
+LENGTH_PARAMETER = {"name": LENGTH_NAME, "in": "header", "required": False, **LENGTH}
 MODEL = "/v2/models/{name}"
 VERSION = "/v2/models/{name}/versions/{version}"
 
@@ -81,10 +87,10 @@ async def version_ready(request: Request, name: str, version: str) -> ModelReady
 INFERENCE: dict[str, Any] = {
     "response_model": InferenceResponse,
     "responses": {
-        200: {"content": BINARY},
+        200: {"content": BINARY, "headers": {LENGTH_NAME: LENGTH}},
         **{status: {"model": Problem} for status in (400, 404, 408, 413, 415, 422, 500, 503, 504)},
     },
-    "openapi_extra": {"requestBody": REQUEST_BODY, "parameters": [DEADLINE]},
+    "openapi_extra": {"requestBody": REQUEST_BODY, "parameters": [LENGTH_PARAMETER, DEADLINE, ENCODING]},
 }
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from service.answers import answer
-from service.compression import check_encoding
+from service.compression import WINDOWS, check_encoding
 from service.deadlines import HEADER, deadline_of
 from service.decoding import Batch, Limits
 from service.disconnects import hung_up
@@ -26,11 +26,18 @@ router = APIRouter(tags=["prediction"])
 INLINE_BYTES = 16 * 1024  # a body that is decoded in less time than handing it to another thread takes
 
 DEADLINE = {
-    "name": HEADER.decode(),
+    "name": HEADER.decode().title(),
     "in": "header",
     "required": False,
     "description": "Milliseconds from now after which the answer is of no use; then it is 504.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+}
+ENCODING = {
+    "name": "Content-Encoding",
+    "in": "header",
+    "required": False,
+    "description": "Of a compressed body.",
+    "schema": {"type": "string", "enum": list(WINDOWS)},
 }
 FILE = {"schema": {"type": "string", "format": "binary"}}
 REQUEST_BODY: dict[str, Any] = {
@@ -62,7 +69,7 @@ REQUEST_BODY: dict[str, Any] = {
     summary="Label, likelihood and verdict of images",
     response_model=PredictResponse,
     responses={status: {"model": Problem} for status in (400, 408, 413, 415, 422, 500, 503, 504)},
-    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [DEADLINE]},
+    openapi_extra={"requestBody": REQUEST_BODY, "parameters": [DEADLINE, ENCODING]},
 )
 async def predict(request: Request) -> Response:
     """Send an image file, several in a form, or JSON. A bad image among several fails alone, in its place."""

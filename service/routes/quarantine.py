@@ -20,6 +20,9 @@ from service.quarantine.records import NO_NUL, AuditLine, Filter, Item, State
 from service.routes.context import runtime_of
 from service.schemas import Problem
 
+WITH_ETAG: dict[int | str, dict[str, Any]] = {
+    200: {"headers": {"ETag": {"description": "Of the item's revision.", "schema": {"type": "string"}}}}
+}
 ETAG = re.compile(r'"([0-9]{1,9})"')
 
 router = APIRouter(prefix="/v1/quarantine", tags=["quarantine"])
@@ -64,7 +67,7 @@ async def list_items(request: Request, asked: Annotated[Listing, Query()]) -> Li
     return ListedItems(items=page.items, next_cursor=page.next_cursor, counts=dict(counts))
 
 
-@router.get("/{item_id}", summary="One item; its ETag is what a review must name", responses=refusals())
+@router.get("/{item_id}", summary="One item; its ETag is what a review must name", responses=WITH_ETAG | refusals())
 async def get_item(request: Request, response: Response, item_id: str) -> Item:
     item = await runtime_of(request).ask_quarantine(Quarantine.get, item_id)
     response.headers["etag"] = _etag(item)
@@ -89,7 +92,7 @@ async def get_audit(request: Request, item_id: str) -> Audit:
 @router.patch(
     "/{item_id}",
     summary="Say what it was",
-    responses=refusals(400, 408, 409, 412, 413, 422, 428),
+    responses=WITH_ETAG | refusals(400, 408, 409, 412, 413, 422, 428),
     openapi_extra={
         "requestBody": {
             "required": True,
