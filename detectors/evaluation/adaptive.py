@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from detectors.evaluation import directions
+from detectors.evaluation.adam import Adam
 from detectors.evaluation.directions import Direction, Moment
 from detectors.evaluation.hunt import Hunt
 from detectors.evaluation.random_search import random_search
@@ -29,6 +30,8 @@ from detectors.evaluation.threat import (
 from detectors.screener import Screener
 
 JOINT_WEIGHTS = (0.1, 0.25, 0.63, 1.6)  # of unit gradients; where the two oppose each other, 1 cancels them
+HINGE_WEIGHTS = (1.0, 3.0)  # of nats of the class's margin against nats of the alarm's logarithm
+FINEST = 0.03  # of eps: the first of Adam's steps, however many they are
 CONVINCING = 0.5  # p-value from which an image is left alone, so that one run tells SR@5 and SR@50
 
 
@@ -37,12 +40,14 @@ class AdaptiveSpec:
     """One attack. direction is ascended with each of the weights; without one, no gradient is used.
 
     stride: what a direction becomes where the budget is an linf ball; in l2 it has its length alone changed.
+    by_adam: directions go through Adam's rule first, and steps do not shrink with their number below FINEST.
     """
 
     name: str
     direction: Direction | None
     stride: Callable[[Tensor], Tensor] = directions.signed
     weights: tuple[float, ...] = (1.0,)
+    by_adam: bool = False
     knowledge: Literal["full"] = "full"
 
     @property
@@ -61,6 +66,9 @@ class AdaptiveSpec:
 
 _ROWS = (
     AdaptiveSpec(name="joint", direction=directions.joint, weights=JOINT_WEIGHTS),
+    AdaptiveSpec(
+        name="joint-adam", direction=directions.hinged, stride=directions.whole, weights=HINGE_WEIGHTS, by_adam=True
+    ),
     AdaptiveSpec(name="selective-pgd", direction=directions.selective),
     AdaptiveSpec(name="smooth-pgd", direction=directions.smooth, stride=directions.proportional),
     AdaptiveSpec(name="orthogonal-pgd", direction=directions.orthogonal, weights=(1.0, 0.0)),
@@ -123,8 +131,8 @@ def run_adaptive(
                 random_search(hunt, eps=eps, norm=norm, steps=steps, generator=generator)
                 continue
             chase = _Chase(
+                spec=spec,
                 direction=spec.direction,
-                stride=spec.stride,
                 draws=draws,
                 rank=restart,
                 eps=eps,
@@ -141,8 +149,8 @@ def run_adaptive(
 class _Chase:
     """One ascent of every image that is still open."""
 
+    spec: AdaptiveSpec
     direction: Direction
-    stride: Callable[[Tensor], Tensor]
     draws: int
     rank: int
     eps: float
@@ -150,26 +158,32 @@ class _Chase:
     steps: int
 
     def run(self, hunt: Hunt, start: Float[Tensor, "n c h w"], *, weight: float) -> None:
-        current = start.clone()
+        current, adam = start.clone(), Adam(start) if self.spec.by_adam else None
         for step in range(self.steps):
             rows = hunt.open_rows()
             if len(rows) == 0:
                 return
-            moved = current[rows] + self._size(step) * self._ahead(hunt, rows, current[rows], weight)
+            moved = current[rows] + self._size(step) * self._ahead(hunt, rows, current[rows], weight, adam)
             current[rows] = confine(moved, hunt.images[rows], eps=self.eps, norm=self.norm)
         rows = hunt.open_rows()
         if len(rows) > 0:
             hunt.judge(rows, current[rows])
 
     def _ahead(
-        self, hunt: Hunt, rows: Int[Tensor, " m"], images: Float[Tensor, "m c h w"], weight: float
+        self, hunt: Hunt, rows: Int[Tensor, " m"], images: Float[Tensor, "m c h w"], weight: float, adam: Adam | None
     ) -> Float[Tensor, "m c h w"]:
         """Judge images and tell the steepest way on, from one pass, whose graph ends with the call."""
         look = hunt.judge(rows, images)
         moment = Moment(screener=hunt.screener, look=look, weight=weight, draws=self.draws, rank=self.rank)
         direction = self.direction(moment)
-        return self.stride(direction) if self.norm == "linf" else directions.unit(direction)
+        if adam is not None:
+            direction = adam(rows, direction)
+        return self.spec.stride(direction) if self.norm == "linf" else directions.unit(direction)
 
     def _size(self, step: int) -> float:
-        """Shrinks linearly, coarse to fine; all steps add up to 2.5 eps as `Plan.step_size` does."""
-        return min(self.eps, 5 * self.eps * (1 - step / self.steps) / (self.steps + 1))
+        """Shrinks linearly, coarse to fine; all steps add up to 2.5 eps as `Plan.step_size` does.
+
+        Adam's moves are far below one where a direction keeps turning, so many short ones would lead nowhere.
+        """
+        first = max(5 / (self.steps + 1), FINEST if self.spec.by_adam else 0)
+        return self.eps * min(1, first * (1 - step / self.steps))

@@ -15,6 +15,7 @@ from detectors.evaluation.hunt import Look, look_at
 from detectors.evaluation.threat import AttackError
 from detectors.screener import Screener
 
+ENOUGH = 1.0  # nats by which the wrong classes lead, from where on `hinged` evades alone
 Objective = Callable[[Look], Tensor]
 
 
@@ -99,6 +100,17 @@ def orthogonal(moment: Moment) -> Float[Tensor, "m c h w"]:
     return torch.where(wrong, evading, without_part_along(suspicious, classifier))
 
 
+def hinged(moment: Moment) -> Float[Tensor, "m c h w"]:
+    """grad (weight * min(L, ENOUGH) - log (1 + g)): both in nats, so that neither is drowned and none must be scaled.
+
+    After Carlini and Wagner 2017: once a wrong class leads by enough, all effort goes into evading.
+    """
+    (gradient,) = moment.gradients(
+        lambda look: moment.weight * loss(look).clamp(max=ENOUGH) - suspicion(look).log1p()
+    )
+    return gradient
+
+
 def feature_matching(moment: Moment) -> Float[Tensor, "m c h w"]:
     """-grad |f(x) - mu_j|^2, f the features and mu_j the mean of a likely wrong class (after Sabour et al. 2016)."""
     mixture = moment.screener.network.mixture
@@ -155,6 +167,11 @@ def without_part_along(
 def signed(direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
     """The steepest ascent within an linf ball: every pixel by as much."""
     return direction.sign()
+
+
+def whole(direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:
+    """The direction as it is, for a rule that has set its size."""
+    return direction
 
 
 def proportional(direction: Float[Tensor, "m c h w"]) -> Float[Tensor, "m c h w"]:

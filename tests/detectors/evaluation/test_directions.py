@@ -116,7 +116,25 @@ def test_the_loss_is_cross_entropy_s_and_does_not_fade(now: Callable[..., Moment
     assert slope[0].tolist() == pytest.approx([-1, 1 / (1 + math.exp(-1)), 1 / (1 + math.e)], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["joint", "selective", "orthogonal", "feature_matching"])
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_hinged_presses_on_only_until_another_class_leads_by_enough(
+    weight: float, digits_screener: Screener, batch: tuple[Tensor, Tensor], now: Callable[..., Moment]
+) -> None:
+    """weight * L - log (1 + g) there, -log (1 + g) from then on; image by image."""
+    found, led = directions.hinged(now(weight=weight)), []
+    for row, (image, label) in enumerate(zip(*batch, strict=True)):
+        asked = image.unsqueeze(0).clone().requires_grad_()
+        evidence = digits_screener.gather(asked)
+        posterior = evidence.log_joint.double().softmax(1)[0, label]
+        lead = ((1 - posterior) / posterior).log()
+        led.append(bool(lead > 1))
+        calm = -(1 + digits_screener.surprises(evidence).sum()).log()
+        (expected,) = torch.autograd.grad(calm if led[-1] else weight * lead + calm, asked)
+        assert torch.allclose(found[row], unit(expected)[0], atol=1e-4)
+    assert 5 < sum(led) < 15
+
+
+@pytest.mark.parametrize("name", ["joint", "hinged", "selective", "orthogonal", "feature_matching"])
 def test_draws_of_a_screener_that_is_not_random_change_nothing(name: str, now: Callable[..., Moment]) -> None:
     one, three = (getattr(directions, name)(now(draws=draws)) for draws in (1, 3))
     assert torch.allclose(one, three, atol=1e-4)
