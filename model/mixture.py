@@ -24,8 +24,9 @@ class GaussianMixture(nn.Module):
     variance: "unit" (fixed at one), "isotropic" (one per class) or "diagonal" (one per class and feature).
     prior: "uniform", "counts" (set once from label counts by `set_priors`) or "learned".
     variance_floor: variances never fall below it: lambda = floor + exp(raw), smooth and never stuck.
-    initial_scale: standard deviation of the normal the means start from; the expected distance between two
-    means is initial_scale * sqrt(2 d), so 1 sets classes apart by more than their unit spread.
+    initial_scale: standard deviation of the normal the means start from; sqrt(2 / d) by default, which sets two means
+    about 2 apart, of unit spread, whatever d is. Much further apart, the first losses are those of images far from
+    all means, and their gradients can leave features without any use.
     peers: processes that the classes are spread over, `part` of them here; each needs a generator of its own.
 
     Raises ConfigurationError for sizes below one, unknown forms, a floor outside (0, 1), fewer classes than peers.
@@ -39,7 +40,7 @@ class GaussianMixture(nn.Module):
         variance: Variance | str = "unit",
         prior: Prior | str = "uniform",
         variance_floor: float = 1e-3,
-        initial_scale: float = 1.0,
+        initial_scale: float | None = None,
         generator: torch.Generator | None = None,
         peers: Devices = ALONE,
     ):
@@ -52,7 +53,8 @@ class GaussianMixture(nn.Module):
         self.prior = cast(Prior, prior)
         self.variance_floor = variance_floor
         self.means = nn.Parameter(torch.empty(num_here, num_features))
-        nn.init.normal_(self.means, std=initial_scale, generator=generator)
+        scale = math.sqrt(2 / num_features) if initial_scale is None else initial_scale
+        nn.init.normal_(self.means, std=scale, generator=generator)
         if variance != "unit":
             columns = 1 if variance == "isotropic" else num_features
             start = math.log1p(-variance_floor)  # so that every variance starts at one
@@ -218,7 +220,13 @@ def _sums(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def _check(
-    num_classes: int, num_features: int, variance: str, prior: str, floor: float, initial_scale: float, peers: Devices
+    num_classes: int,
+    num_features: int,
+    variance: str,
+    prior: str,
+    floor: float,
+    initial_scale: float | None,
+    peers: Devices,
 ) -> None:
     for name, size in (("num_classes", num_classes), ("num_features", num_features)):
         if size < 1:
@@ -230,5 +238,5 @@ def _check(
             raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
     if not 0 < floor < 1:
         raise ConfigurationError(f"variance_floor must lie in (0, 1), got {floor}")
-    if not initial_scale > 0:
+    if initial_scale is not None and not initial_scale > 0:
         raise ConfigurationError(f"initial_scale must be above 0, got {initial_scale}")

@@ -33,7 +33,7 @@ class MixtureConfig:
     variance: Variance = "unit"
     prior: Prior = "uniform"
     variance_floor: Annotated[float, Field(gt=0, lt=1, strict=True)] = 1e-3
-    initial_scale: Positive = 1.0
+    initial_scale: Positive | None = None
     means_from_data: bool = False
     num_classes: Count | None = None
     # Not written where it is false: a bundle's version is the digest of all that is.

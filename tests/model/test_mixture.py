@@ -84,6 +84,14 @@ def test_initial_means_have_the_stated_scale_and_follow_the_generator() -> None:
     assert first.means.std().item() == pytest.approx(3.0, rel=0.02)
 
 
+@pytest.mark.parametrize("num_features", [2, 64, 2_000])
+def test_means_start_about_two_apart_whatever_the_number_of_features(num_features: int) -> None:
+    """So the first log joints differ by nats, as those of a linear layer do, not by hundreds."""
+    means = GaussianMixture(500, num_features, generator=torch.Generator().manual_seed(7)).means
+    squares = torch.pdist(means).square()
+    assert squares.mean().sqrt().item() == pytest.approx(2.0, rel=0.05)
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.5, 100.0])
 def test_inference_knows_no_margin(margin: float) -> None:
     mixture, features = build("diagonal"), torch.randn(6, 3, dtype=torch.float64)
