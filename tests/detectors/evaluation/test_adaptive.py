@@ -279,9 +279,9 @@ def test_adam_s_rule_makes_the_most_of_many_steps(digits_screener: Screener, bat
     images, labels = batch
     strict = {}
     for name in ("selective-pgd", "joint-adam"):
-        found = run_adaptive(digits_screener, name, images, labels, eps=0.6, norm="l2", steps=40)
+        found = run_adaptive(digits_screener, name, images, labels, eps=1.0, norm="l2", steps=40)
         strict[name] = got_through(digits_screener, found, labels, false_alarm_rate=0.5)
-    assert strict["joint-adam"] > strict["selective-pgd"] + 0.15
+    assert strict["joint-adam"] > strict["selective-pgd"] + 0.3
 
 
 def test_adam_s_steps_do_not_shrink_with_their_number(
