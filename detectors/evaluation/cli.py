@@ -41,7 +41,7 @@ def evaluate(
     attacks: Annotated[str, typer.Option(help="Attacks unaware of the detector: fgsm,bim,pgd,square,cw ...")] = "",
     eps: Annotated[str, typer.Option(help="Budgets for images in [0, 1]: 0.1,0.2 or 8/255.")] = "",
     eps_l2: Annotated[str, typer.Option(help="Budgets of attacks with an l2 norm; --eps by default.")] = "",
-    steps: Annotated[str, typer.Option(help="Steps of attacks that follow gradients: 40, or 10,40 to compare.")] = "",
+    steps: Annotated[str, typer.Option(help="Steps along gradients, 10,40 to compare; else each attack's own.")] = "",
     adaptive: Annotated[str, typer.Option(help="Attacks that know the detector: joint,selective-pgd ...")] = "",
     restarts: Annotated[int, typer.Option(help="Restarts of attacks that know the detector.")] = 1,
     corruptions: Annotated[str, typer.Option(help="Corruptions: gaussian-blur,rotation ...")] = "",

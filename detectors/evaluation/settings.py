@@ -7,14 +7,13 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Literal
 
-from detectors.evaluation.adaptive import ADAPTIVE, check_adaptive
+from detectors.evaluation.adaptive import ADAPTIVE, ADAPTIVE_STEPS, check_adaptive
 from detectors.evaluation.attacks import ATTACKS, AttackError, check_attack
 from detectors.evaluation.corruptions import CORRUPTIONS
 from model.errors import LGMGuardError
 
 Group = Literal["attack", "corruption", "foreign"]
 Knowledge = Literal["zero", "full", "none"]
-ADAPTIVE_STEPS = 40
 
 
 class EvaluationError(LGMGuardError):

@@ -15,6 +15,7 @@ from tests.detectors.evaluation.test_benchmark import without_times
 from tests.ray_cluster import RayCluster
 
 ATTACKS = ("--attacks", "fgsm,pgd", "--eps", "0.1", "--adaptive", "selective-pgd", "--foreign", "noise")
+ATTACKS += ("--steps", "40")
 LIMITS = ("--limit", 200, "--batch-size", 20)
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
