@@ -79,7 +79,8 @@ def check(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], rows: s
     for name, values in expected.items():
         assert found[name].dtype == DTYPES[OUTPUTS[name].datatype]
         assert found[name].shape == values[rows].shape
-        np.testing.assert_allclose(found[name], values[rows], rtol=1e-4, atol=1e-6, err_msg=name)
+        rounding = 1e-4 if name == "evidence_scores" else 1e-6  # a score near zero is a difference of larger terms
+        np.testing.assert_allclose(found[name], values[rows], rtol=1e-4, atol=rounding, err_msg=name)
 
 
 def check_problem(response, status: int, field: str, detail: str) -> None:

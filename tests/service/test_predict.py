@@ -39,7 +39,7 @@ def check(prediction, verdicts, labels):
     assert prediction["flagged"] == bool(verdicts.flagged)
     assert set(prediction["evidence"]) == set(verdicts.evidence)
     for name, said in prediction["evidence"].items():
-        assert said["score"] == pytest.approx(float(verdicts.evidence[name].score), rel=1e-4)
+        assert said["score"] == pytest.approx(float(verdicts.evidence[name].score), rel=1e-4, abs=1e-4)
         assert said["p_value"] == pytest.approx(float(verdicts.evidence[name].p_value), rel=1e-4)
 
 
