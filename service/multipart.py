@@ -20,13 +20,20 @@ def read_files(body: bytes, boundary: bytes, *, max_files: int) -> list[tuple[st
         config={"MAX_MEMORY_FILE_SIZE": len(body) + 1},
     )
     try:
-        parser.write(body)
+        parser.write(_from_first_boundary(body, boundary))
         parser.finalize()
     except FormParserError as error:
         raise MalformedBodyError(FieldFault("body", f"not multipart/form-data: {error}")) from None
     if not collector.ended:
         raise MalformedBodyError(FieldFault("body", "multipart/form-data ends before its last boundary"))
     return collector.files
+
+
+def _from_first_boundary(body: bytes, boundary: bytes) -> bytes:
+    """Without the preamble that may come before it (RFC 2046, 5.1.1), which the parser refuses."""
+    opening = b"\r\n--" + boundary
+    preamble = 0 if body.startswith(opening[2:]) else body.find(opening)
+    return body[preamble + 2 :] if preamble > 0 else body
 
 
 class _Collector:

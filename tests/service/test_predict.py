@@ -62,6 +62,17 @@ def test_multipart_files_keep_their_order(client, digit_files, expected, digits_
         check(prediction, verdicts, digits_screener.labels)
 
 
+@pytest.mark.parametrize("preamble", [b"", b"\r\n", b"This is a multi-part message.\r\n", b"--\r\n\r\n"])
+def test_multipart_may_begin_with_a_preamble(client, digit_files, expected, digits_screener, preamble):
+    head = b'--xyz\r\nContent-Disposition: form-data; name="image"; filename="digit.png"\r\n\r\n'
+    response = client.post(
+        URL,
+        content=preamble + head + digit_files[0] + b"\r\n--xyz--\r\nan epilogue",
+        headers={"content-type": "multipart/form-data; boundary=xyz"},
+    )
+    check(response.json()["predictions"][0], expected[0], digits_screener.labels)
+
+
 def test_json_of_nested_arrays_and_of_files_may_be_mixed(
     client, digit_files, digits_images, expected, digits_screener
 ):
