@@ -45,7 +45,7 @@ class Route:
 class Forwarding:
     def __init__(self, app: ASGIApp, dashboard: Dashboard, runtime: Runtime):
         self._app, self._dashboard, self._runtime = app, dashboard, runtime
-        self._http: httpx.AsyncClient | None = None
+        self._http: httpx.AsyncHTTPTransport | None = None
         self._num_tabs = self._num_requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,12 +82,16 @@ class Forwarding:
             self._num_requests -= 1
 
     async def _exchange(self, scope: Scope, body: bytes, send: Send) -> None:
-        http = self._client(self._dashboard.address(scope["app"]))
-        request = http.build_request(
-            scope["method"], f"http://page{target(scope)}", headers=passed_on(scope), content=body
+        http = self._transport(self._dashboard.address(scope["app"]))
+        request = httpx.Request(
+            scope["method"],
+            f"http://page{target(scope)}",
+            headers=passed_on(scope),
+            content=body,
+            extensions={"timeout": httpx.Timeout(TIMEOUT_SECONDS).as_dict()},
         )
         try:
-            response = await http.send(request, stream=True)
+            response = await http.handle_async_request(request)
         except httpx.TransportError:
             raise NotReadyError("the dashboard is starting; come back in a moment") from None
         try:
@@ -95,11 +99,11 @@ class Forwarding:
         finally:
             await response.aclose()
 
-    def _client(self, address: Path) -> httpx.AsyncClient:
+    def _transport(self, address: Path) -> httpx.AsyncHTTPTransport:
+        """No client: that would keep the cookie of whoever logs in, and send it for everyone who has none."""
         if self._http is None:
             limits = httpx.Limits(max_connections=MOST_REQUESTS, max_keepalive_connections=8, keepalive_expiry=2)
-            transport = httpx.AsyncHTTPTransport(uds=str(address), limits=limits)
-            self._http = httpx.AsyncClient(transport=transport, timeout=TIMEOUT_SECONDS)
+            self._http = httpx.AsyncHTTPTransport(uds=str(address), limits=limits)
         return self._http
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -108,6 +108,18 @@ def test_the_cookie_is_out_of_scripts_and_other_sites_reach_and_holds_no_key(
     assert client.get("/dashboard/").status_code == 200
 
 
+def test_what_one_logs_in_to_opens_nothing_to_others(
+    guarded: Server, client: httpx.Client, keys: dict[str, str]
+) -> None:
+    log_in(client, keys["admin"])
+    assert client.get("/dashboard/about").status_code == 200
+    for path in ("/dashboard/about", "/dashboard/kept/1/image", "/dashboard/reports/1/results.json"):
+        assert httpx.get(f"{guarded.url}{path}", timeout=TIMEOUT).headers.get("location") == "/dashboard/login"
+    assert "set-cookie" not in httpx.get(f"{guarded.url}/dashboard/login", timeout=TIMEOUT).headers
+    httpx.post(f"{guarded.url}/dashboard/logout", timeout=TIMEOUT)
+    assert client.get("/dashboard/about").status_code == 200
+
+
 def test_who_may_only_predict_sees_the_playground_only(client: httpx.Client, keys: dict[str, str]) -> None:
     log_in(client, keys["predict"])
     for path in ("/", "/classes", "/drift", "/review", "/evaluation", "/about"):
