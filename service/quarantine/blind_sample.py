@@ -10,7 +10,8 @@ from datetime import datetime
 
 from model.errors import CalibrationError
 from service.quarantine.quarantine import MOST_LISTED, Quarantine
-from service.quarantine.records import UNREVIEWED, Filter, Item, State, Why
+from service.quarantine.records import UNREVIEWED, Filter, Item, State
+from service.quarantine.removal import BLIND
 
 FOUND_OUT = (State.CONFIRMED_ADVERSARIAL, State.ABNORMAL)
 
@@ -19,11 +20,14 @@ FOUND_OUT = (State.CONFIRMED_ADVERSARIAL, State.ABNORMAL)
 class Reviewed:
     """ordinary: what may be added. num_found_out: how many of the blind sample are no ordinary images.
 
+    num_cut: how many of it are older than one that left it, so that they are no fair sample any more.
+
     false_positives and found_out: all that were reviewed as such, of the sample or not; to show what becomes of them.
     """
 
     ordinary: tuple[Item, ...]
     num_found_out: int
+    num_cut: int
     false_positives: tuple[Item, ...]
     found_out: tuple[Item, ...]
 
@@ -37,18 +41,16 @@ class Reviewed:
 def gather(quarantine: Quarantine, *, model: str, version: str, since: datetime | None) -> Reviewed:
     """Raises CalibrationError where flagged or suspected images of the sample are not decided upon."""
     chosen = Filter(model=model, version=version, since=since)
-    complete_after = quarantine.last_expired() or ""
-    sample = [
-        item
-        for why in (Why.SAMPLED, Why.ALL)
-        for item in every(quarantine, chosen.model_copy(update={"why": why}))
-        if item.id > complete_after  # of what is older, the reviewed ones went first: the rest is no fair sample
-    ]
+    kept = [item for why in BLIND for item in every(quarantine, chosen.model_copy(update={"why": why}))]
+    # Of what is older, the reviewed ones expired first, and somebody chose what to delete: no fair sample is left.
+    complete_after = quarantine.last_removed(model, version) or ""
+    sample = [item for item in kept if item.id > complete_after]
     _check_decided(sample)
     found_out = [item for state in FOUND_OUT for item in _with_bytes(quarantine, chosen, state)]
     return Reviewed(
         ordinary=tuple(item for item in sample if item.state not in FOUND_OUT),
         num_found_out=sum(item.state in FOUND_OUT for item in sample),
+        num_cut=len(kept) - len(sample),
         false_positives=tuple(_with_bytes(quarantine, chosen, State.FALSE_POSITIVE)),
         found_out=tuple(found_out),
     )

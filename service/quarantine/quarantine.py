@@ -17,7 +17,7 @@ from service.quarantine.database import Database
 from service.quarantine.files import picture_of, read_image
 from service.quarantine.identity import is_id
 from service.quarantine.records import TRANSITIONS, AuditLine, Filter, Item, Page, State
-from service.quarantine.removal import remove
+from service.quarantine.removal import of_sample, remove
 from service.quarantine.rows import conditions, item_of
 from service.quarantine.store import Store
 from service.quarantine.tables import audit, items
@@ -124,9 +124,10 @@ class Quarantine:
             found = {State(state): count for state, count in connection.execute(query)}
         return {state: found.get(state, 0) for state in State}
 
-    def last_expired(self) -> str | None:
-        """The newest item, by its id, that expired so far."""
-        query = select(func.max(audit.c.item_id)).where(audit.c.action == "expired")
+    def last_removed(self, model: str, version: str) -> str | None:
+        """The newest item, by its id, that expired so far, or was deleted from this version's blind sample."""
+        deleted = (audit.c.action == "deleted") & (audit.c.reason == of_sample(model, version))
+        query = select(func.max(audit.c.item_id)).where((audit.c.action == "expired") | deleted)
         with self._database.reading() as connection:
             return connection.execute(query).scalar()
 

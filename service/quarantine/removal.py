@@ -5,9 +5,16 @@ from datetime import UTC, datetime
 
 from sqlalchemy import Connection, delete, func, insert, select
 
-from service.quarantine.records import Item
+from service.quarantine.records import Item, Why
 from service.quarantine.store import Store
 from service.quarantine.tables import audit, blobs, items
+
+BLIND = (Why.SAMPLED, Why.ALL)  # kept whatever its score
+
+
+def of_sample(model: str, version: str) -> str:
+    """What the audit says of an image that left a blind sample, which is then none any more."""
+    return f"was of the blind sample of {model} {version}"
 
 
 def remove(connection: Connection, store: Store, leaving: Sequence[Item], *, who: str, action: str) -> None:
@@ -30,7 +37,7 @@ def remove(connection: Connection, store: Store, leaving: Sequence[Item], *, who
                 "action": action,
                 "from_state": item.state.value,
                 "to_state": None,
-                "reason": None,
+                "reason": of_sample(item.model_name, item.model_version) if item.why in BLIND else None,
             }
             for item in leaving
         ],

@@ -116,6 +116,29 @@ def test_what_must_not_calibrate_is_refused(case, digits_bundle, digits_screener
     assert not (tmp_path / "new").exists()
 
 
+def test_a_sample_that_somebody_chose_from_does_not_calibrate(
+    digits_bundle, digits_screener, database, store, tmp_path
+):
+    from service.quarantine.files import write_image
+    from service.quarantine.keeping import Kept, keep
+    from service.quarantine.quarantine import Quarantine
+
+    members = {"model_version": digits_screener.version, "why": "sampled", "flagged": False}
+    items = [made_item(noise(seed), **members) for seed in range(3)]
+    keep(database, store, [Kept(item, write_image(noise(seed))) for seed, item in enumerate(items)])
+    quarantine = Quarantine(database, store)
+    quarantine.delete(sorted(item.id for item in items)[1], who="somebody")
+    where = ["--store", str(tmp_path / "files"), "--yes"]
+    result = run(digits_bundle, database._url.render_as_string(hide_password=False), tmp_path / "new", *where)
+    assert "1 images of the blind sample are left out" in result.output
+    assert "1 images of the blind sample can be added, at least 100" in result.output
+    suspected = made_item(noise(5), **{**members, "why": "flagged", "flagged": True})
+    keep(database, store, [Kept(suspected, write_image(noise(5)))])
+    quarantine.delete(suspected.id, who="somebody")
+    result = run(digits_bundle, database._url.render_as_string(hide_password=False), tmp_path / "new", *where)
+    assert "1 images of the blind sample are left out" in result.output
+
+
 def test_a_folder_that_is_none_and_a_missing_store_are_refused(digits_bundle, tmp_path):
     result = run(digits_bundle, tmp_path / "nothing", tmp_path / "new")
     assert (result.exit_code, "is no state folder of a service" in result.output) == (2, True)
