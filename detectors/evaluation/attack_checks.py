@@ -6,7 +6,7 @@ from itertools import combinations
 import numpy as np
 
 from detectors.evaluation import metrics
-from detectors.evaluation.adaptive import ADAPTIVE
+from detectors.evaluation.adaptive import ADAPTIVE, ADAPTIVE_STEPS
 from detectors.evaluation.attacks import ATTACKS
 from detectors.evaluation.checks import SIGNIFICANCE, Check, Level
 from detectors.evaluation.parts import FUSED
@@ -27,6 +27,7 @@ def check_attacks(measured: Iterable[Measured]) -> Iterator[Check]:
     yield from _compared("larger eps", list(_budget_pairs(attacks)), "a larger budget gets less through", "warn")
     yield from _costs(attacks)
     yield from _saturation(attacks)
+    yield from _enough_steps(attacks)
     yield from _knowledge(attacks)
     yield from _guidance(attacks)
 
@@ -101,6 +102,20 @@ def _saturation(attacks: Sequence[Measured]) -> Iterator[Check]:
     if not failing and not won:
         told = "no iterated attack went as far as to win everywhere; try --eps-curve"
         yield Check(name=name, level="not run", message=told)
+
+
+def _enough_steps(attacks: Sequence[Measured]) -> Iterator[Check]:
+    """Few steps bring few images past a detector, which would pass for its strength."""
+    aware = [one for one in attacks if one.task.knowledge == "full"]
+    hasty = [one for one in aware if _steps(one) < ADAPTIVE_STEPS]
+    longer = {(one.task.name, one.task.eps, one.task.seed) for one in aware if _steps(one) >= ADAPTIVE_STEPS}
+    alone = [one for one in hasty if (one.task.name, one.task.eps, one.task.seed) not in longer]
+    for one in alone:
+        told = f"{_told(one)}: fewer than {ADAPTIVE_STEPS} steps may be too few to get through"
+        yield Check(name="enough steps", level="warn", message=told)
+    if not alone:
+        told = f"each that knows the detector takes {ADAPTIVE_STEPS} or more" if aware else "none knows the detector"
+        yield Check(name="enough steps", level="passed" if aware else "not run", message=told)
 
 
 def _knowledge(attacks: Sequence[Measured]) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 Images of a data set are in memory; those of a store are read when they are sliced.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,12 +79,14 @@ def load_inputs(
         data = data_for(manifest, "image-folder", data_dir)
         test = stored_set(settings.data, screener.labels, screener.image_format, stored)
     _check_fits(screener, test, settings)
+    foreign = {name: _foreign(name, data, test, screener.image_format) for name in settings.foreign}
+    _check_foreign(test, foreign)
     return Inputs(
         screener=screener,
         manifest=manifest,
         bundle=bundle,
         test=test,
-        foreign={name: _foreign(name, data, test, screener.image_format) for name in settings.foreign},
+        foreign=foreign,
         settings=settings,
     )
 
@@ -94,6 +97,12 @@ def _foreign(name: str, data: DataConfig, test: TestSet, image_format: ImageForm
     if name in LOOKS:
         return replace(test.images, look=LOOKS[name])
     return foreign_images(name, data, image_format)
+
+
+def _check_foreign(test: TestSet, foreign: Mapping[str, Images]) -> None:
+    for name, images in foreign.items():
+        if isinstance(images, Tensor) and isinstance(test.images, Tensor) and torch.equal(images, test.images):
+            raise EvaluationError(f"foreign: {name} are the test images themselves, not images of no class")
 
 
 def _digest(images: Images) -> str:

@@ -48,6 +48,7 @@ class Settings:
     def __post_init__(self) -> None:
         _check_names(self)
         _check_numbers(self)
+        _check_heeded(self)
         for task in plan(self):
             check_task(task)
 
@@ -185,6 +186,18 @@ def _check_numbers(settings: Settings) -> None:
     _check_range("seed", settings.seeds, 0, 2**31 - 1)
     if not settings.seeds or (settings.corruptions and not settings.severities):
         raise EvaluationError("at least one seed and one severity are needed")
+
+
+def _check_heeded(settings: Settings) -> None:
+    """What is asked for must be there to be asked of."""
+    if settings.targeted and settings.adaptive:
+        raise EvaluationError(
+            f"targeted: {settings.adaptive[0]} seeks any wrong class that is not flagged; run it without --targeted"
+        )
+    given = {"targeted": settings.targeted, "steps": settings.steps, "eps": settings.eps, "eps_l2": settings.eps_l2}
+    unheeded = [name for name, value in given.items() if value]
+    if unheeded and not (settings.attacks or settings.adaptive):
+        raise EvaluationError(f"{unheeded[0]} is given, but no attack; name some by --attacks or --adaptive")
 
 
 def _check_range(name: str, values: Iterable[int], least: int, most: int | None) -> None:

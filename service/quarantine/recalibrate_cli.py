@@ -51,8 +51,8 @@ def recalibrate_command(
         reviewed = gather(quarantine, model=screener.name, version=screener.version, since=begin)
         if reviewed.num_cut:
             typer.echo(
-                f"{reviewed.num_cut} images of the blind sample are left out: they are older than one that expired or "
-                "was deleted, and what is left of those is no fair sample"
+                f"{reviewed.num_cut} images of the blind sample are left out: they are older than one that expired "
+                "or was deleted, and what is left of those is no fair sample"
             )
         sample = _judge(screener, quarantine, reviewed.ordinary)
         generator = torch.Generator().manual_seed(seed)

@@ -385,6 +385,10 @@ def test_foreign_sets_have_no_right_class(finished: Finished) -> None:
         ({"eps": (math.nan,)}, AttackError, "eps"),
         ({"adaptive": ("joint",), "attacks": (), "eps": (8.0,)}, AttackError, r"\(0, 1\]"),
         ({"attacks": ("deepfool",), "targeted": True}, AttackError, "no targeted version"),
+        ({"adaptive": ("joint",), "targeted": True}, EvaluationError, "targeted: joint seeks any wrong class"),
+        ({"attacks": ()}, EvaluationError, "eps is given, but no attack"),
+        ({"attacks": (), "eps": (), "targeted": True}, EvaluationError, "targeted is given, but no attack"),
+        ({"attacks": (), "eps": (), "steps": (9,)}, EvaluationError, "steps is given, but no attack"),
         ({"eps": (0.1, 0.1)}, EvaluationError, "twice"),
         ({"steps": (0,)}, EvaluationError, "steps must be at least 1"),
         ({"restarts": 0}, EvaluationError, "restarts must be at least 1"),
@@ -409,6 +413,8 @@ def test_data_that_do_not_fit_the_bundle_are_refused(digits_bundle: Path, tmp_pa
         load_inputs(digits_bundle, replace(SMALL, limit=1000))
     with pytest.raises(DataError, match="neither noise, inverted"):
         load_inputs(digits_bundle, replace(SMALL, foreign=("nonsense",)))
+    with pytest.raises(EvaluationError, match="digits are the test images themselves"):
+        load_inputs(digits_bundle, replace(SMALL, foreign=("noise", "digits")))
     with pytest.raises(BundleError):
         load_inputs(tmp_path, SMALL)
     for name in ("cat", "dog"):

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from detectors import Screener
 from detectors.evaluation import checks
+from detectors.evaluation.adaptive import ADAPTIVE_STEPS
 from detectors.evaluation.attack_checks import check_attacks
 from detectors.evaluation.checks import Check
 from detectors.evaluation.rows import Measured
@@ -221,6 +222,16 @@ def test_an_attack_that_knows_the_detector_must_not_get_through_less_often(outco
     assert run(unaware, outcome(right(40), p_value=0.5, **aware))["knowledge helps"].level == "passed"
     assert run(unaware, outcome(right(40), p_value=0.01, **aware))["knowledge helps"].level == "warn"
     assert run(unaware)["knowledge helps"].level == "not run"
+
+
+def test_few_steps_against_a_detector_are_warned_of(outcome: Outcome) -> None:
+    aware = {"name": "joint", "knowledge": "full"}
+    hasty, patient = outcome(right(9), steps=40, **aware), outcome(right(9), steps=ADAPTIVE_STEPS, **aware)
+    assert run(hasty)["enough steps"].level == "warn"
+    assert "joint eps 0.1, 40 steps" in run(hasty)["enough steps"].message
+    assert run(hasty, patient)["enough steps"].level == "passed"  # the verdict is the best of them
+    assert run(hasty, outcome(right(9), steps=ADAPTIVE_STEPS, eps=0.3, **aware))["enough steps"].level == "warn"
+    assert run(outcome(right(9), steps=40))["enough steps"].level == "not run"
 
 
 def test_attacks_that_know_the_detector_are_compared_by_what_they_seek(outcome: Outcome) -> None:
