@@ -1,5 +1,7 @@
 """How a training run begins: what its folder holds, and what all its processes must agree on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -9,6 +11,7 @@ from model.config import Config, dump_config
 from model.data import Splits
 from model.devices import Devices
 from model.errors import CheckpointError, ConfigurationError
+from model.folder_lock import alone_in
 
 
 def previous_checkpoint(config: Config, output: Path, devices: Devices) -> Checkpoint | None:
@@ -41,8 +44,21 @@ def begun(
     return previous
 
 
-def make_folder(output: Path) -> None:
-    """Make the run's folder, unless it is there. Raises ConfigurationError where nothing can be written in it."""
+@contextmanager
+def own_folder(output: Path, devices: Devices) -> Iterator[None]:
+    """The run's folder, made unless it is there, is this process's alone; of several the first one's.
+
+    Raises ConfigurationError where nothing can be written in it, or another process trains in it.
+    """
+    if devices.rank > 0:
+        yield
+        return
+    _make_folder(output)
+    with alone_in(output):
+        yield
+
+
+def _make_folder(output: Path) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=output):

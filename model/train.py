@@ -20,7 +20,7 @@ from model.errors import ConfigurationError
 from model.learners import Learners, build_learners
 from model.losses.base import RivalLoss
 from model.precision import warn_of_emulation
-from model.runs import begun, make_folder, previous_checkpoint
+from model.runs import begun, own_folder, previous_checkpoint
 from model.training_log import Reporter
 
 
@@ -55,14 +55,13 @@ def train(
     learners = build_learners(checkpoint, splits, device=device, devices=devices)
     checkpoint = replace(checkpoint, network={}, optimizer={})  # or a sharded mixture would stay in memory, whole
 
-    if devices.rank == 0:
-        make_folder(output)
-    reporter.start(config, steps_per_epoch(config, splits.train), checkpoint.history)
-    for epoch in range(checkpoint.epoch, config.training.epochs):
-        row = _epoch(learners, splits, config, epoch, reporter, devices)
-        reporter.finish_epoch(row)
-        checkpoint = _after_epoch(checkpoint, row, learners, splits, devices)
-        _save(learners.saved(checkpoint), output, devices)
+    with own_folder(output, devices):
+        reporter.start(config, steps_per_epoch(config, splits.train), checkpoint.history)
+        for epoch in range(checkpoint.epoch, config.training.epochs):
+            row = _epoch(learners, splits, config, epoch, reporter, devices)
+            reporter.finish_epoch(row)
+            checkpoint = _after_epoch(checkpoint, row, learners, splits, devices)
+            _save(learners.saved(checkpoint), output, devices)
     return learners.saved(checkpoint)
 
 

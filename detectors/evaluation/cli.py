@@ -14,13 +14,14 @@ from detectors.evaluation.compare import compare as compare_results
 from detectors.evaluation.comparison import comparison_json, comparison_page, comparison_table
 from detectors.evaluation.inputs import Inputs, load_inputs
 from detectors.evaluation.judging import Engine, OneProcess
-from detectors.evaluation.parts import check_folder, write_json, write_text
+from detectors.evaluation.parts import check_folder, make_folder, write_json, write_text
 from detectors.evaluation.report import write_report
 from detectors.evaluation.results import load_results
 from detectors.evaluation.settings import EvaluationError, Settings
 from detectors.evaluation.stored import Columns
 from detectors.evaluation.table import LiveTable, build_table, checks_table, output_console, worth_telling
 from detectors.evaluation.verdict import plain_words
+from model.folder_lock import alone_in
 from model.train import select_device
 
 REPORT = "report.html"
@@ -133,7 +134,8 @@ def _evaluate_with_ray(
 
 def _evaluate(inputs: Inputs, output: Path, engine: Engine) -> None:
     command = shlex.join(["lgm", *sys.argv[1:]])
-    with LiveTable() as watcher:
+    make_folder(output)
+    with alone_in(output), LiveTable() as watcher:
         evaluation = Evaluation(inputs, output, watcher, command=command, engine=engine)
         results = evaluation.run()
     write_text(output / REPORT, write_report(results, evaluation.measured))

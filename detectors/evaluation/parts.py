@@ -60,9 +60,9 @@ class Part:
 def open_folder(output: Path, fingerprint: str, settings: dict[str, Any]) -> None:
     """Make or take up a run's folder; raises EvaluationError where it cannot be this run's."""
     check_folder(output, fingerprint)
-    _make(output)
+    make_folder(output)
     write_json(output / RUN, {"fingerprint": fingerprint, "settings": settings})
-    _make(output / FOLDER)  # last: until the run is named the folder holds nothing
+    make_folder(output / FOLDER)  # last: until the run is named the folder holds nothing
 
 
 def check_folder(output: Path, fingerprint: str) -> None:
@@ -154,7 +154,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     _write(path, content)
 
 
-def _make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
+    """Raises EvaluationError where it cannot be made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,6 +16,7 @@ from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkp
 from model.data import Splits, load_splits
 from model.epoch import accuracy
 from model.errors import CheckpointError, ConfigurationError
+from model.folder_lock import alone_in
 from model.image_set import ImageSet, to_unit
 from model.images import ImageFormat
 from model.train import check_fit, select_device, train
@@ -160,6 +161,13 @@ def test_a_folder_with_another_run_is_refused(digits_run: Path) -> None:
     with pytest.raises(CheckpointError, match=r"another configuration \(.* is .*, there .*\); choose another"):
         train(tiny(), digits_run, Silent())
     assert (digits_run / FILE_NAME).read_bytes() == before
+
+
+def test_two_runs_at_once_do_not_share_a_folder(tmp_path: Path) -> None:
+    with alone_in(tmp_path), pytest.raises(ConfigurationError, match="another process is at work in this folder"):
+        train(tiny(), tmp_path, Silent())
+    assert not (tmp_path / FILE_NAME).exists()
+    assert train(tiny(), tmp_path, Silent()).finished
 
 
 def test_a_damaged_checkpoint_is_not_trained_over(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from model.checkpoint import Checkpoint
 from model.config import DataConfig
 from model.data import load_splits
 from model.errors import ConfigurationError, LGMGuardError
+from model.folder_lock import alone_in
 from model.image_set import join
 from tests.commands import alone
 from tests.detectors.evaluation.test_report import Page
@@ -82,6 +83,12 @@ def test_other_settings_in_the_same_folder_are_refused_before_any_work(
     error = refused(digits_bundle, "--data", "digits", "--attacks", "fgsm", "--eps", "0.1", "--output", output)
     assert "holds another run" in str(error)
     assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_two_runs_at_once_do_not_share_a_folder(digits_bundle: Path, ran: tuple[Path, Result]) -> None:
+    output, _ = ran
+    with alone_in(output):
+        assert "another process is at work" in str(run_fgsm_and_bim(digits_bundle, output).exception)
 
 
 def test_two_runs_are_compared(ran: tuple[Path, Result], tmp_path: Path) -> None:
