@@ -22,7 +22,7 @@ from detectors.comparison.pictures import draw
 from detectors.comparison.planning import Run, plan, training_folder
 from detectors.comparison.plots import Plane, plane_of
 from detectors.comparison.report import write_report
-from detectors.comparison.settings import load_comparison
+from detectors.comparison.settings import ComparisonError, load_comparison
 from detectors.comparison.summaries import Summary, summarise
 from detectors.comparison.tables import write_tables
 from detectors.comparison.wording import title_of, told
@@ -53,6 +53,8 @@ def compare(
     runs = plan(comparison, folder, only=listed("--only", only))
     with LiveProgress() as watcher:
         rows = carry_out(runs, comparison.abnormal, folder, watcher)
+    if all(FAILED in row for row in rows):
+        raise ComparisonError(f"no training came to figures; the first ended so: {rows[0][FAILED]}")
     experiments = list({run.experiment.name: run.experiment for run in runs}.values())
     summaries = [
         summarise(experiment, [row for row in rows if row["experiment"] == experiment.name])

@@ -238,6 +238,15 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(toml: Path, tmp_path: 
     assert summary.variants["lgm"]["accuracy"].mean == rows[1]["accuracy"]
 
 
+def test_a_comparison_without_a_figure_is_an_error(toml: Path, tmp_path: Path) -> None:
+    wild = ("training.optimizer.learning_rate=1e30", "training.optimizer.warmup_epochs=0")
+    error = invoke(
+        toml, "--output", tmp_path, "--only", "plane", *(word for one in wild for word in ("--set", one))
+    ).exception
+    assert isinstance(error, ComparisonError)
+    assert re.search("no training came to figures.*no longer finite", str(error))
+
+
 def test_an_attack_goes_through_the_losss_own_classifier(toml: Path, compared: Path) -> None:
     """The victim's scores are those that are attacked; the network itself stays as it was."""
     comparison = load_comparison(toml)
