@@ -78,6 +78,8 @@ def screen(
             counts = screen_with_ray(bundle, paths, output, options, progress)
     told = f"{counts.num_images} images, {counts.num_flagged} flagged, {counts.num_failed} could not be read"
     typer.echo(told, err=True)
+    if 0 < counts.num_images == counts.num_failed:
+        raise typer.Exit(1)
 
 
 def _screen_here(
@@ -114,5 +116,10 @@ def _of_set(screener: Screener, data: DataConfig, limit: int | None) -> tuple[in
 
 
 def _of_files(screener: Screener, paths: list[str], limit: int | None) -> tuple[int, Iterator[list[Row]]]:
+    for path in paths:
+        if path.endswith(".parquet"):
+            raise ConfigurationError(
+                f"{path}: Parquet files are judged with --engine ray; --image-column names a column"
+            )
     files = bulk.find_files([Path(path) for path in paths])[:limit]
     return len(files), bulk.screen_files(screener, files)

@@ -203,12 +203,25 @@ def test_screen_brings_a_folder_of_classes_to_the_bundle_s_channels(digits_bundl
     assert [row["true_label"] for row in rows] == ["cat", "cat", "dog", "dog"]
 
 
+def test_screen_fails_where_nothing_could_be_read(digits_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    result = invoke("screen", digits_bundle, broken, "--output", tmp_path / "judged.csv")
+    assert (result.exit_code, "1 could not be read" in result.stderr) == (1, True)
+    assert "not an image" in (tmp_path / "judged.csv").read_text()
+    assert invoke("screen", digits_bundle, broken, folder / "0.png").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "name either image files and folders, or a data set"),
         (["{folder}", "--data", "digits"], "name either"),
         (["{folder}/none.png"], "does not exist"),
+        (
+            ["{folder}", "photos.parquet"],
+            "photos.parquet: Parquet files are judged with --engine ray; --image-column",
+        ),
         (["{folder}", "--output", "{folder}/judged.txt"], r"must end in \.csv or \.parquet"),
         (["{folder}", "--output", "{folder}/none/judged.csv"], "is not a folder"),
         (["{folder}", "--device", "cuda:99"], "is not there"),
