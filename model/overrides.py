@@ -7,6 +7,8 @@ from typing import Any
 from model.errors import ConfigurationError
 from model.losses import known
 
+MOST_LETTERS = 64  # of a run's name
+
 
 def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The tables with another loss: its own defaults but for L-GM's schedules, and a run's name that says so.
@@ -16,8 +18,8 @@ def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     loss, mixture = _table(values, "loss"), _table(values, "mixture")
     kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in loss]
     changed = {**values, "loss": {"name": name, **{option: loss[option] for option in kept}}}
-    if name != known.DEFAULT:
-        changed["name"] = f"{values.get('name')}-{name}"
+    if name != known.DEFAULT and isinstance(values.get("name"), str):
+        changed["name"] = f"{values['name'][: MOST_LETTERS - len(name) - 1]}-{name}"
     if name in known.RIVALS and mixture.get("variance", "unit") == "unit":
         changed["mixture"] = {**mixture, "variance": "diagonal"}
     return changed

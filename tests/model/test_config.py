@@ -164,6 +164,16 @@ def test_what_is_not_toml_is_refused(tmp_path: Path, content: bytes) -> None:
         load_config(path)
 
 
+def test_another_loss_keeps_a_name_within_its_limit_and_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "long.toml"
+    path.write_text(f'name = "{"a" * 60}"\ndata = {{ name = "digits" }}\nnetwork = {{ backbone = "small28" }}')
+    name = load_config(path, loss="cosine-normalisation").name
+    assert (len(name), name[-22:]) == (64, "a-cosine-normalisation")
+    path.write_text('data = { name = "digits" }\nnetwork = { backbone = "small28" }')
+    with pytest.raises(ConfigurationError, match="name: Field required"):
+        load_config(path, loss="softmax")
+
+
 def test_dump_and_parse_are_inverse() -> None:
     config = parse_config(
         tables(
