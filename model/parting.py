@@ -39,7 +39,8 @@ def part_by_content(images: ImageSet, share: float, seed: int) -> tuple[ImageSet
         members = torch.nonzero(images.labels == index).squeeze(1)
         if len(set(ranks[members].tolist())) < 2:
             raise DataError(
-                f"class {name!r} has {len(members)} images: too few to hold {share:.0%} back for the test set"
+                f"class {name!r} has {len(members)} images, of which no two differ: too few to hold {share:.0%} back "
+                "for the test set"
             )
         order = members[ranks[members].argsort()]
         held[ranks == ranks[order[0]]] = True
