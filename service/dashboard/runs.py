@@ -65,10 +65,10 @@ class Run:
 
 
 def find_runs(folder: Path) -> list[Run]:
-    """The newest first. Raises OSError where the folder cannot be read."""
+    """The newest first, and no more than MOST_RUNS. Raises OSError where the folder cannot be read."""
     found = [path for path in folder.iterdir() if (path / RESULTS).is_file()]
-    runs = sorted(map(_read, found[:MOST_RUNS]), key=lambda run: run.changed, reverse=True)
-    return runs
+    found.sort(key=lambda path: (path / RESULTS).stat().st_mtime, reverse=True)
+    return list(map(_read, found[:MOST_RUNS]))
 
 
 def file_of(folder: Path, name: str, file: str) -> Path | None:

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -43,6 +44,15 @@ def test_runs_are_found_and_a_broken_one_says_why(folder):
     assert runs["broken"].results is None
     assert "JSON" in runs["broken"].fault
     assert "bundle" in runs["other"].fault
+
+
+def test_of_too_many_runs_the_newest_are_shown(folder, monkeypatch):
+    names = [path.name for path in folder.iterdir() if (path / RESULTS).exists()]
+    monkeypatch.setattr("service.dashboard.runs.MOST_RUNS", 2)
+    for newest_first in (names, names[::-1]):
+        for age, name in enumerate(newest_first):
+            os.utime(folder / name / RESULTS, (1e9 - age, 1e9 - age))
+        assert [run.name for run in find_runs(folder)] == newest_first[:2]
 
 
 def test_only_a_runs_two_files_are_given(folder):
