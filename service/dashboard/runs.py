@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 RESULTS, REPORT = "results.json", "report.html"
 MAX_BYTES = 64 * 1024 * 1024
 MOST_RUNS = 200
-FUSED = "fused"
+FUSED, REFUSED = "fused", "refused"
 
 
 class Read(BaseModel):
@@ -32,6 +32,13 @@ class Row(Read):
     tpr_at_fpr_1: float | None
 
 
+class Check(Read):
+    """A self-check of the run."""
+
+    level: str
+    message: str
+
+
 class Named(Read):
     name: str
 
@@ -45,12 +52,21 @@ class Results(Read):
     bundle: Bundle
     data: Named
     verdict: str = ""
+    checks: tuple[Check, ...] = ()
     command: str = ""
     rows: tuple[Row, ...] = Field(default=())
 
     @property
     def verdicts(self) -> tuple[Row, ...]:
         return tuple(row for row in self.rows if row.detector == FUSED)
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nobody should rely on the figures; None where they stand."""
+        if self.verdict != REFUSED:
+            return None
+        told = "; ".join(check.message for check in self.checks if check.level == "refuse")
+        return told or "a self-check refused them"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -84,6 +84,8 @@ def show(run: Run) -> str:
         f"<p>{escape(bundle.name)} <code>{escape(bundle.version)}</code> on {escape(results.data.name)}, "
         f"promise {words.percent(bundle.false_alarm_rate)}</p>"
     )
+    if results.refusal is not None:
+        told += f'<p class="fault">Do not rely on these figures: {escape(results.refusal)}</p>'
     return card(run.name, told + actions + _table(results.verdicts, run.name), unit=words.date(run.changed))
 
 
