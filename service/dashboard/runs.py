@@ -17,9 +17,13 @@ class Read(BaseModel):
 
 
 class Row(Read):
-    """Of the verdict, under one attack."""
+    """Of the verdict, under one attack, on one corruption at one severity, or on one foreign set."""
 
     attack: str
+    group: str = "attack"
+    seed: int | None = None
+    severity: int | None = None
+    steps: int | None = None
     eps: float | None
     norm: str | None
     knowledge: str | None

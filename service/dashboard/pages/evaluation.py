@@ -21,6 +21,8 @@ REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src
 HOW = "lgm evaluate BUNDLE --output FOLDER/NAME writes one; the setting reports names FOLDER."
 MOST_ROWS = 60
 WEAK = 0.5  # less than every second one caught
+TO_CATCH = ("attack", "foreign")  # what is corrupted a little is rightly let through
+DETAILS = {"steps": "{} steps", "seed": "seed {}"}
 KNOWLEDGE = {"zero": "the network", "full": "the detector too"}
 COLUMNS = (
     ("Attack", ""),
@@ -92,16 +94,16 @@ def show(run: Run) -> str:
 def _table(rows: tuple[Row, ...], name: str) -> str:
     if not rows:
         return quiet("No attack was tried.")
-    drawn = table(COLUMNS, map(_row, rows[:MOST_ROWS]), label=f"Attacks of {name}")
+    drawn = table(COLUMNS, [_row(row, rows) for row in rows[:MOST_ROWS]], label=f"Attacks of {name}")
     hidden = len(rows) - MOST_ROWS
     return drawn + (quiet(f"{hidden} more rows are in the report.") if hidden > 0 else "")
 
 
-def _row(row: Row) -> tuple[str, ...]:
+def _row(row: Row, rows: tuple[Row, ...]) -> tuple[str, ...]:
     caught = words.percent(row.tpr_at_fpr_1)
-    weak = row.tpr_at_fpr_1 is not None and row.tpr_at_fpr_1 < WEAK
+    weak = row.group in TO_CATCH and row.tpr_at_fpr_1 is not None and row.tpr_at_fpr_1 < WEAK
     return (
-        escape(row.attack),
+        _name(row, rows),
         words.NONE if row.eps is None else f"{row.eps:g}",
         f'<span class="bad">{caught}</span>' if weak else caught,
         escape(KNOWLEDGE.get(row.knowledge or "", row.knowledge or words.NONE)),
@@ -110,3 +112,13 @@ def _row(row: Row) -> tuple[str, ...]:
         words.NONE if row.auroc is None else f"{row.auroc:.3f}",
         words.percent(row.tpr_at_fpr_5),
     )
+
+
+def _name(row: Row, rows: tuple[Row, ...]) -> str:
+    """The attack, how severe it is, and in what else it differs from the other rows of it."""
+    same = [other for other in rows if other.attack == row.attack]
+    told = [] if row.severity is None else [f"severity {row.severity}"]
+    for detail, text in DETAILS.items():
+        if len({getattr(other, detail) for other in same}) > 1:
+            told.append(text.format(getattr(row, detail)))
+    return escape(row.attack) + (f'<br><span class="quiet small">{", ".join(told)}</span>' if told else "")
