@@ -93,7 +93,7 @@ def test_every_page_shows_what_it_is_about_and_fits_a_phone_in_both_themes(watch
     watched.assert_quiet()
 
 
-def test_an_attack_run_shows_on_the_charts_within_seconds(watched: Watched, server: Server) -> None:
+def test_an_attack_run_shows_on_the_charts_within_seconds_and_on_a_phone(watched: Watched, server: Server) -> None:
     page = watched.open("/")
     share = page.locator(".figures > div", has_text="Flagged").locator(".value")
     before = float(re.sub(r"[^\d.]", "", share.inner_text()))
@@ -113,6 +113,12 @@ def test_an_attack_run_shows_on_the_charts_within_seconds(watched: Watched, serv
     assert time.monotonic() - sent < 10
     assert chart.inner_html() != drawn
     expect(page.locator(".banner").first).to_contain_text("unlike the calibration")
+    page = watched.open("/drift")
+    evidence = page.get_by_role("row").nth(1).locator("td").last
+    page.set_viewport_size(PHONE)
+    expect(evidence).to_contain_text(": 1")
+    expect(evidence).to_be_in_viewport(ratio=1)
+    page.set_viewport_size({"width": 1280, "height": 900})
     watched.assert_quiet()
 
 
