@@ -65,6 +65,19 @@ def watched(browser: Browser, server: Server) -> Iterator[Watched]:
     context.close()
 
 
+def newest(server: Server, **chosen: str) -> str:
+    """Where the newest item that was kept and is so is found."""
+    item = httpx.get(f"{server.url}/v1/quarantine", params=chosen, timeout=TIMEOUT).json()["items"][0]
+    return f"{server.url}/v1/quarantine/{item['id']}"
+
+
+def review(item: str, state: str) -> None:
+    """As somebody else does."""
+    revision = httpx.get(item, timeout=TIMEOUT).json()["revision"]
+    answer = httpx.patch(item, json={"state": state}, headers={"if-match": f'"{revision}"'}, timeout=TIMEOUT)
+    assert answer.status_code == 200
+
+
 def settle(page: Page, path: str) -> None:
     """Until it shows what it is about."""
     shown = {
@@ -235,15 +248,37 @@ def test_a_wrong_filter_is_told_by_its_title(watched: Watched) -> None:
 def test_who_comes_second_is_told(watched: Watched, server: Server) -> None:
     page = watched.open("/review")
     page.locator(".shot").wait_for()
-    with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
-        item = client.get("/v1/quarantine", params={"state": "new"}).json()["items"][0]
-        reviewed = client.patch(
-            f"/v1/quarantine/{item['id']}", json={"state": "released"}, headers={"if-match": f'"{item["revision"]}"'}
-        )
-    assert reviewed.status_code == 200
+    review(newest(server, state="new"), "released")
     page.keyboard.press("f")
     expect(page.get_by_text("Somebody else has reviewed it meanwhile")).to_be_visible()
     expect(page.locator(".items button").first).to_contain_text("released")
+    watched.assert_quiet()
+
+
+def test_what_somebody_else_has_decided_meanwhile_is_not_undone(watched: Watched, server: Server) -> None:
+    page = watched.open("/review")
+    page.locator(".shot").wait_for()
+    first = page.locator(".items button").first
+    told = page.get_by_role("status")
+    path = newest(server, state="new")
+    for key, title in (("a", "adversarial"), ("b", "abnormal")):
+        page.keyboard.press(key)
+        expect(first).to_contain_text(title)
+        page.keyboard.press("k")
+        expect(first).to_have_attribute("aria-current", "true")
+    for title in ("adversarial", "new"):
+        page.keyboard.press("u")
+        expect(told).to_contain_text(f"is {title} again")
+        expect(first).to_contain_text(title)
+    page.keyboard.press("a")
+    expect(first).to_contain_text("adversarial")
+    for state in ("in_review", "abnormal"):
+        review(path, state)
+    page.keyboard.press("u")
+    expect(told).to_contain_text("Somebody else has reviewed it meanwhile")
+    expect(first).to_contain_text("abnormal")
+    expect(first).to_have_attribute("aria-current", "true")
+    assert httpx.get(path, timeout=TIMEOUT).json()["state"] == "abnormal"
     watched.assert_quiet()
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import base64
 from collections import Counter
+from contextlib import suppress
 from functools import partial
 from html import escape
+from http import HTTPStatus
 from typing import Any
 
 from nicegui import ui
@@ -53,7 +55,7 @@ class Desk:
         self._next: str | None = None
         self._position = 0
         self._thumbnails: list[tuple[ui.element, ui.html]] = []
-        self._done: list[tuple[str, State]] = []
+        self._done: list[tuple[dict[str, Any], dict[str, Any]]] = []  # each before and after
         self._reason = ""
         self._busy = asyncio.Lock()
         self._looking: asyncio.Task[None] = asyncio.create_task(asyncio.sleep(0))
@@ -111,11 +113,10 @@ class Desk:
             if not self._items:
                 return
             item, position = self._items[self._position], self._position
-            before = State(item["state"])
-            reviewed = await self._review(item, self._kept.way(before, wanted))
+            reviewed = await self._review(item, wanted)
             if reviewed is None:
                 return
-            self._done.append((item["id"], before))
+            self._done.append((item, reviewed))
             self._replace(position, reviewed)
             self._say(f"{escape(item['label'])} {TITLES[wanted][0]}. <kbd>u</kbd> takes it back.")
             self._clear_reason()
@@ -128,21 +129,15 @@ class Desk:
         async with self._busy:
             if not self._done:
                 return self._say("There is nothing to undo.")
-            item_id, before = self._done.pop()
-            try:
-                item = await self._kept.get(item_id)
-            except ClientError as error:
-                return self._say(_reason_of(error), bad=True)
-            reviewed = await self._review(item, self._kept.way(State(item["state"]), before))
-            if reviewed is None:
+            before, after = self._done.pop()
+            undone = await self._review(after, State(before["state"]))
+            if undone is None:
                 return
-            position = next((at for at, one in enumerate(self._items) if one["id"] == item_id), None)
-            if position is None:
-                self._count(item, reviewed)
-            else:
-                self._position = position
-                self._replace(position, reviewed)
-            self._say(f"{escape(item['label'])} is {TITLES[before][0]} again.")
+            # What was decided before that is now to be taken back from here.
+            self._done = [(first, undone if _is_same(then, before) else then) for first, then in self._done]
+            if not self._put(undone):
+                self._count(after, undone)
+            self._say(f"{escape(undone['label'])} is {TITLES[State(undone['state'])][0]} again.")
         await self._show_item()
 
     async def go(self, steps: int) -> None:
@@ -150,29 +145,29 @@ class Desk:
             self._position = min(len(self._items) - 1, max(0, self._position + steps))
             await self._show_item()
 
-    async def _review(self, item: dict[str, Any], way: tuple[State, ...]) -> dict[str, Any] | None:
+    async def _review(self, item: dict[str, Any], wanted: State) -> dict[str, Any] | None:
         """The item after its reviews; None where it was refused, with the reason told."""
         reason = self._reason or None
         try:
-            for state in way:
+            for state in self._kept.way(State(item["state"]), wanted):
                 item = await self._kept.review(item, state, reason=reason)
-        except ProblemError as error:
-            if error.problem.status in (409, 412):
-                self._say("Somebody else has reviewed it meanwhile; here it is anew.", bad=True)
-                await self._reload(item["id"])
-            else:
-                self._say(_reason_of(error), bad=True)
-            return None
         except ClientError as error:
             self._say(_reason_of(error), bad=True)
+            with suppress(ClientError):
+                item = await self._kept.get(item["id"])
+            self._put(item)
+            await self._show_item()
             return None
         return item
 
-    async def _reload(self, item_id: str) -> None:
-        position = next((at for at, one in enumerate(self._items) if one["id"] == item_id), None)
-        if position is not None:
-            self._replace(position, await self._kept.get(item_id))
-            await self._show_item()
+    def _put(self, item: dict[str, Any]) -> bool:
+        """In its place in the list, which is gone to; whether it has one."""
+        position = next((at for at, one in enumerate(self._items) if one["id"] == item["id"]), None)
+        if position is None:
+            return False
+        self._position = position
+        self._replace(position, item)
+        return True
 
     def _place_reason(self) -> None:
         def keep(event: GenericEventArguments) -> None:
@@ -285,9 +280,16 @@ class Desk:
         self._message.content = f'<p class="{"fault" if bad else "quiet"}">{text}</p>' if text else ""
 
 
+def _is_same(item: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Also in its revision."""
+    return (item["id"], item["revision"]) == (other["id"], other["revision"])
+
+
 def _reason_of(error: ClientError) -> str:
     """With the fields by the names that they have here."""
     if not isinstance(error, ProblemError):
         return escape(str(error))
+    if error.problem.status in (HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED):
+        return "Somebody else has reviewed it meanwhile; it is left as it is."
     told = [f"{FIELDS.get(fault.field, fault.field)}: {fault.detail}" for fault in error.problem.errors]
     return escape("; ".join(told) or error.problem.detail)
