@@ -40,7 +40,10 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(reports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     state = str(tmp_path_factory.mktemp("state"))
-    server = Server("--workers", "1", "--drain-seconds", "0", "--state-folder", state, "--reports", str(reports))
+    server = Server(
+        *("--workers", "1", "--drain-seconds", "0", "--state-folder", state, "--reports", str(reports)),
+        *("--quarantine", "all"),
+    )
     try:
         server.await_ready()
         with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
@@ -279,6 +282,28 @@ def test_what_somebody_else_has_decided_meanwhile_is_not_undone(watched: Watched
     expect(first).to_contain_text("abnormal")
     expect(first).to_have_attribute("aria-current", "true")
     assert httpx.get(path, timeout=TIMEOUT).json()["state"] == "abnormal"
+    watched.assert_quiet()
+
+
+def test_what_was_not_flagged_is_no_false_positive(watched: Watched, server: Server) -> None:
+    page = watched.open("/review")
+    offered = page.get_by_role("button", name="False positive")
+    expect(offered).to_be_visible()
+    label = page.get_by_label("Label")
+    label.fill("7")
+    label.press("Enter")
+    expect(offered).to_be_hidden()
+    item = newest(server, state="new", label="7", flagged="false")
+    first = page.locator(".items button").first
+    page.locator("h1").click()
+    for state in ("new", "released"):
+        page.keyboard.press("f")
+        expect(page.get_by_role("status")).to_contain_text("not flagged")
+        assert httpx.get(item, timeout=TIMEOUT).json()["state"] == state
+        page.keyboard.press("r")
+        expect(first).to_contain_text("released")
+        page.keyboard.press("k")
+        expect(first).to_have_attribute("aria-current", "true")
     watched.assert_quiet()
 
 

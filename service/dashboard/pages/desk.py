@@ -33,6 +33,8 @@ DECISIONS = (
 )
 # Where one column holds both, as in dashboard.css, the input is below all thumbnails.
 SCROLL = 'if (matchMedia("(max-width: 860px)").matches) document.getElementById("input").scrollIntoView()'
+# Told before anything is sent: on the way there a verdict is left first.
+NOT_FLAGGED = "It was not flagged, so it is no false positive; released says that it is ordinary."
 LEGEND = (
     ("j", "next"),
     ("k", "previous"),
@@ -79,8 +81,10 @@ class Desk:
                 with element("div") as self._tools:
                     self._place_reason()
                     with element("div", "actions"):
-                        for key, wanted, name in DECISIONS:
-                            button(f"{name} <kbd>{key}</kbd>", partial(self.decide, wanted))
+                        self._offered = {
+                            wanted: button(f"{name} <kbd>{key}</kbd>", partial(self.decide, wanted))
+                            for key, wanted, name in DECISIONS
+                        }
                         button("Undo <kbd>u</kbd>", self.undo)
                 self._nearest = html("")
         legend = "".join(f"<li><kbd>{key}</kbd> {what}</li>" for key, what in LEGEND)
@@ -113,6 +117,8 @@ class Desk:
             if not self._items:
                 return
             item, position = self._items[self._position], self._position
+            if wanted is State.FALSE_POSITIVE and not item["flagged"]:
+                return self._say(NOT_FLAGGED, bad=True)
             reviewed = await self._review(item, wanted)
             if reviewed is None:
                 return
@@ -235,6 +241,7 @@ class Desk:
             return
         item = self._items[self._position]
         self._detail.content = detail(item)
+        self._offered[State.FALSE_POSITIVE].set_visibility(item["flagged"])
         self._looking.cancel()
         self._looking = asyncio.create_task(self._look_near(item))
 
@@ -289,7 +296,7 @@ def _reason_of(error: ClientError) -> str:
     """With the fields by the names that they have here."""
     if not isinstance(error, ProblemError):
         return escape(str(error))
-    if error.problem.status in (HTTPStatus.CONFLICT, HTTPStatus.PRECONDITION_FAILED):
+    if error.problem.status == HTTPStatus.PRECONDITION_FAILED:
         return "Somebody else has reviewed it meanwhile; it is left as it is."
     told = [f"{FIELDS.get(fault.field, fault.field)}: {fault.detail}" for fault in error.problem.errors]
     return escape("; ".join(told) or error.problem.detail)
