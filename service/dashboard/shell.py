@@ -152,6 +152,7 @@ def _frame(tab: Tab, entry: Entry) -> Iterator[None]:
     tag = version("lgm-guard")
     ui.add_head_html(
         f'<link rel="stylesheet" href="{STATIC}dashboard.css?{tag}"><script src="{STATIC}theme.js?{tag}"></script>'
+        f'<script src="{STATIC}session.js?{tag}"></script>'
     )
     with ui.header(fixed=False, wrap=False, add_scroll_padding=False).classes("top"):
         html(_top(tab.session, entry))

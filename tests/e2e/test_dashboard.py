@@ -81,6 +81,12 @@ def review(item: str, state: str) -> None:
     assert answer.status_code == 200
 
 
+def page_process(server: Server) -> psutil.Process:
+    children = psutil.Process(server.process.pid).children()
+    (found,) = [process for process in children if "service.dashboard" in process.cmdline()]
+    return found
+
+
 def settle(page: Page, path: str) -> None:
     """Until it shows what it is about."""
     shown = {
@@ -341,13 +347,8 @@ def test_the_theme_is_remembered(watched: Watched) -> None:
 
 def test_the_pages_process_may_die_and_comes_again(server: Server) -> None:
     """Predictions do not notice; the page is back by itself."""
-    (child,) = [
-        process
-        for process in psutil.Process(server.process.pid).children()
-        if "service.dashboard" in process.cmdline()
-    ]
     with httpx.Client(base_url=server.url, timeout=TIMEOUT) as client:
-        child.kill()
+        page_process(server).kill()
         for _ in range(20):
             assert client.post("/v1/predict", content=SEVEN, headers=PNG).status_code == 200
         assert client.get("/dashboard/about").status_code in (200, 503)

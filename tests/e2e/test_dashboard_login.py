@@ -17,7 +17,7 @@ from service.dashboard.sessions import COOKIE
 from service.key_file import append_key, append_revocation
 from service.keys import Role, make_key
 from tests.e2e.browser import TIMEOUT_MILLISECONDS, Watched, chromium
-from tests.e2e.test_dashboard import BOOT, PNG, REPOSITORY
+from tests.e2e.test_dashboard import BOOT, PNG, REPOSITORY, page_process
 from tests.e2e.test_quarantine import await_true
 from tests.server import TIMEOUT, Server
 from tests.service.test_keys import key_of
@@ -194,6 +194,21 @@ def test_a_revoked_key_sees_nothing_more_in_new_pages_and_open_tabs(
         page.wait_for_url("**/dashboard/login")
         stubborn.locator(".rows").first.wait_for(state="detached")
         assert time.monotonic() - revoked < 30
+
+
+def test_after_a_restart_of_the_page_an_open_tab_comes_to_the_login(
+    guarded: Server, client: httpx.Client, keys: dict[str, str]
+) -> None:
+    log_in(client, keys["review"])
+    with chromium() as browser:
+        context = browser.new_context()
+        context.set_default_timeout(TIMEOUT_MILLISECONDS)
+        context.add_cookies([{"name": COOKIE, "value": client.cookies[COOKIE], "url": guarded.url}])
+        page = context.new_page()
+        page.goto(f"{guarded.url}/dashboard/classes")
+        page.locator(".rows").first.wait_for()
+        page_process(guarded).kill()
+        page.wait_for_url("**/dashboard/login")
 
 
 def test_it_runs_apart_from_the_service_too(guarded: Server, keys: dict[str, str]) -> None:
