@@ -35,7 +35,11 @@ class CenterLoss(LinearLoss):
 
 @torch.no_grad()
 def centre_steps(centres: Tensor, features: Tensor, labels: Tensor) -> Tensor:
-    """delta c (k, d) of equation 4; zero for a class that the batch lacks."""
-    counts = torch.bincount(labels, minlength=len(centres)).unsqueeze(1)
-    sums = torch.zeros_like(centres).index_add_(0, labels, features.to(centres))
+    """delta c (k, d) of equation 4; zero for a class that the batch lacks.
+
+    Features whose square is not finite are left out: GradScaler skips their step, a centre would keep them for good.
+    """
+    counted = features.square().sum(1, keepdim=True).isfinite()
+    counts = centres.new_zeros(len(centres), 1).index_add_(0, labels, counted.to(centres))
+    sums = torch.zeros_like(centres).index_add_(0, labels, features.where(counted, 0.0))
     return (counts * centres - sums) / (1 + counts)

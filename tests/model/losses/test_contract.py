@@ -134,6 +134,17 @@ def test_extreme_features_stay_finite(case: str) -> None:
         assert bool(moved.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("overflow", [math.inf, math.nan, 1e30])
+@pytest.mark.parametrize("case", CASES)
+def test_a_batch_that_overflowed_leaves_nothing_behind(case: str, overflow: float) -> None:
+    criterion, (features, labels) = build(case), draw()
+    spoilt = features.clone()
+    spoilt[:CLASSES] = overflow
+    ask(criterion, spoilt, labels)
+    assert all(bool(buffer.isfinite().all()) for buffer in criterion.buffers())
+    assert all(math.isfinite(term.detach()) for term in ask(criterion, features, labels))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_half_precision_features_are_judged_in_float32(case: str) -> None:
     features, labels = draw()

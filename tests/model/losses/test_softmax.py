@@ -150,6 +150,14 @@ def test_the_rule_is_the_gradient_over_one_more_than_the_count() -> None:
     torch.testing.assert_close(centre_steps(centres.detach(), features, labels), centres.grad / (1 + counts))
 
 
+@pytest.mark.parametrize("overflow", [math.inf, math.nan, 1e30])
+def test_the_rule_leaves_out_a_feature_that_overflowed(overflow: float) -> None:
+    features, labels = draw()
+    centres = torch.randn(K, D)
+    spoilt = torch.cat([features, torch.tensor([[0.5, overflow]])]), torch.cat([labels, labels[:1]])
+    torch.testing.assert_close(centre_steps(centres, *spoilt), centre_steps(centres, features, labels))
+
+
 def test_center_loss_draws_features_to_their_centre() -> None:
     # dL/dx_i = weight (x_i - c_z) / n, beside softmax's
     criterion, (features, labels) = CenterLoss(K, D, weight=0.2), draw()
