@@ -29,7 +29,8 @@ class CenterLoss(LinearLoss):
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         distances = (features - self.centres[labels]).square().sum(1) / 2
         if self.training and torch.is_grad_enabled():
-            self.centres -= self.centre_rate * centre_steps(self.centres, features, labels)
+            # not in place: the backward pass of a compiled loss reads the old ones again
+            self.centres = self.centres - self.centre_rate * centre_steps(self.centres, features, labels)
         return F.cross_entropy(self.logits(features), labels), distances.mean()
 
 

@@ -158,6 +158,15 @@ def test_the_rule_leaves_out_a_feature_that_overflowed(overflow: float) -> None:
     torch.testing.assert_close(centre_steps(centres, *spoilt), centre_steps(centres, features, labels))
 
 
+def test_centres_that_a_graph_has_read_stay_as_they_were() -> None:
+    """A compiled loss keeps them for its backward pass, where nothing finds that they have changed since."""
+    criterion = CenterLoss(K, D)
+    centres = criterion.centres
+    criterion(*draw())
+    assert bool((centres == 0).all())
+    assert bool((criterion.centres != 0).any())
+
+
 def test_center_loss_draws_features_to_their_centre() -> None:
     # dL/dx_i = weight (x_i - c_z) / n, beside softmax's
     criterion, (features, labels) = CenterLoss(K, D, weight=0.2), draw()
