@@ -39,7 +39,7 @@ class AngularMarginLoss(RivalLoss):
         self.decay = at_least_zero("decay", decay)
 
     @final
-    def logits(self, features: Tensor) -> Tensor:
+    def _logits(self, features: Tensor) -> Tensor:
         scores: Tensor = self.rule.scale_logits(self.rule.get_cosine(features), features)
         return scores
 

@@ -23,8 +23,8 @@ class RivalLoss(nn.Module, ABC):
 
     The answer is that of LGMLoss: total = classification + lambda_ * likelihood, batch means, the last being the
     loss's own second term (a distance to centres, a norm) or zero. What is learned stands in parameters, to be given
-    to the optimiser beside the network's; the loss is computed in their dtype, autocast or not. step counts the
-    calls in training mode with gradients enabled.
+    to the optimiser beside the network's; loss and logits are computed in their dtype, whatever that of the features,
+    autocast or not. step counts the calls in training mode with gradients enabled.
     """
 
     name: ClassVar[str]
@@ -42,12 +42,25 @@ class RivalLoss(nn.Module, ABC):
         self.step = 0
 
     @abstractmethod
-    def logits(self, features: Tensor) -> Tensor:
-        """Scores (n, k) of features (n, d), without margin or noise; softmax of them is the posterior."""
+    def _logits(self, features: Tensor) -> Tensor:
+        """The logits of features that were checked, in the loss's dtype."""
 
     @abstractmethod
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Classification and second term, scalars, of a batch that was checked."""
+
+    @final
+    def logits(self, features: Tensor) -> Tensor:
+        """Scores (n, k) of features (n, d), without margin or noise; softmax of them is the posterior.
+
+        Raises ConfigurationError when features are not (n, d), or the loss was made half precision.
+        """
+        if features.ndim != 2 or features.shape[1] != self.num_features:
+            said = tuple(features.shape)
+            raise ConfigurationError(f"features must be (n, {self.num_features}) for this loss, got {said}")
+        features = features.to(self._dtype())
+        with torch.autocast(features.device.type, enabled=False):
+            return self._logits(features)
 
     def forward(self, features: Tensor, labels: Tensor) -> LossTerms:
         """Loss of features (n, d) with labels (n,) in [0, k).
@@ -96,7 +109,7 @@ class LinearLoss(RivalLoss):
         self.classifier = nn.Linear(num_features, num_classes)
 
     @final
-    def logits(self, features: Tensor) -> Tensor:
+    def _logits(self, features: Tensor) -> Tensor:
         scores: Tensor = self.classifier(features)
         return scores
 

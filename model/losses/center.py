@@ -31,7 +31,7 @@ class CenterLoss(LinearLoss):
         if self.training and torch.is_grad_enabled():
             # not in place: the backward pass of a compiled loss reads the old ones again
             self.centres = self.centres - self.centre_rate * centre_steps(self.centres, features, labels)
-        return F.cross_entropy(self.logits(features), labels), distances.mean()
+        return F.cross_entropy(self._logits(features), labels), distances.mean()
 
 
 @torch.no_grad()

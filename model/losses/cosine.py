@@ -23,13 +23,13 @@ class CosineLoss(RivalLoss):
         )
 
     @final
-    def logits(self, features: Tensor) -> Tensor:
+    def _logits(self, features: Tensor) -> Tensor:
         scores: Tensor = self.rule.get_logits(features)
         return scores
 
     @final
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return F.cross_entropy(self.logits(features), labels), zero(features)
+        return F.cross_entropy(self._logits(features), labels), zero(features)
 
 
 class NormFaceLoss(CosineLoss):

@@ -54,7 +54,7 @@ class DistillationLoss(LinearLoss):
         told, self._told = self._told, None
         if told is None or len(told) != len(features):
             raise ConfigurationError("distillation needs the batch's images: call see(images) before the loss")
-        logits = self.logits(features)
+        logits = self._logits(features)
         softened = F.kl_div(
             F.log_softmax(logits / self.temperature, 1),
             F.log_softmax(told.to(logits) / self.temperature, 1),

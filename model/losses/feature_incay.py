@@ -22,7 +22,7 @@ class FeatureIncayLoss(LinearLoss):
         self.epsilon = above_zero("epsilon", epsilon)
 
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(features)
+        logits = self._logits(features)
         right = logits.argmax(1) == labels
         reciprocal = right / (features.square().sum(1) + self.epsilon)
         return F.cross_entropy(logits, labels), reciprocal.mean()

@@ -27,12 +27,12 @@ class L2SoftmaxLoss(RivalLoss):
         self.scale = above_zero("scale", l2_scale(num_classes, self.PROBABILITY) if scale is None else scale)
         self.classifier = nn.Linear(num_features, num_classes)
 
-    def logits(self, features: Tensor) -> Tensor:
+    def _logits(self, features: Tensor) -> Tensor:
         scores: Tensor = self.classifier(self.scale * F.normalize(features))
         return scores
 
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return F.cross_entropy(self.logits(features), labels), zero(features)
+        return F.cross_entropy(self._logits(features), labels), zero(features)
 
 
 def l2_scale(num_classes: int, probability: float) -> float:

@@ -26,11 +26,11 @@ class NoisySoftmaxLoss(RivalLoss):
         self.weight = class_weights(num_classes, num_features)
         self.generator: torch.Generator | None = None
 
-    def logits(self, features: Tensor) -> Tensor:
+    def _logits(self, features: Tensor) -> Tensor:
         return features @ self.weight.T
 
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(features)
+        logits = self._logits(features)
         if self.training:
             index = labels.unsqueeze(1)
             lengths = features.norm(dim=1, keepdim=True) * self.weight.norm(dim=1)[index]

@@ -34,8 +34,8 @@ class PairLoss(RivalLoss):
         """The loss over all comparisons of the batch; zero where there is none."""
 
     @final
-    def logits(self, features: Tensor) -> Tensor:
-        return -torch.cdist(features, self.means.to(features), compute_mode=EXACT).square() / 2
+    def _logits(self, features: Tensor) -> Tensor:
+        return -torch.cdist(features, self.means, compute_mode=EXACT).square() / 2
 
     @final
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ class SoftmaxLoss(LinearLoss):
         super().__init__(num_classes, num_features)
 
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return F.cross_entropy(self.logits(features), labels), zero(features)
+        return F.cross_entropy(self._logits(features), labels), zero(features)
 
 
 class LabelSmoothingLoss(LinearLoss):
@@ -35,5 +35,5 @@ class LabelSmoothingLoss(LinearLoss):
         self.smoothing = at_most_one("smoothing", smoothing)
 
     def terms(self, features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.logits(features)
+        logits = self._logits(features)
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing), zero(features)

@@ -46,9 +46,9 @@ def draw(count: int = 12, num_classes: int = CLASSES, num_features: int = FEATUR
     return torch.randn(count, num_features, generator=generator), labels
 
 
-def decide(criterion: RivalLoss | LGMLoss, features: Tensor) -> Tensor:
-    scores = criterion.mixture(features) if isinstance(criterion, LGMLoss) else criterion.logits(features)
-    return scores.argmax(1)
+def score(criterion: RivalLoss | LGMLoss, features: Tensor) -> Tensor:
+    scores: Tensor = criterion.mixture(features) if isinstance(criterion, LGMLoss) else criterion.logits(features)
+    return scores
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -99,7 +99,7 @@ def test_it_falls_on_separable_data_until_every_class_is_told(case: str) -> None
         optimizer.zero_grad()
         ask(criterion, network(inputs), labels).total.backward()
         optimizer.step()
-    assert bool((decide(criterion, network(inputs)) == labels).all())
+    assert bool((score(criterion, network(inputs)).argmax(1) == labels).all())
     assert ask(copy.deepcopy(criterion), network(inputs), labels).total.item() < before
 
 
@@ -165,6 +165,26 @@ def test_float64_features_are_judged_and_have_their_gradient_in_their_own_dtype(
     assert {parameter.dtype for parameter in criterion.parameters()} == {torch.float32} or case in PAIRS
 
 
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_features_of_any_dtype_are_scored_in_float32(case: str, dtype: torch.dtype, autocast: bool) -> None:
+    criterion, (features, labels) = build(case), draw()
+    ask(criterion, features, labels)
+    features = features.to(dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = score(criterion, features)
+    assert found.dtype == torch.float32 or isinstance(criterion, LGMLoss)
+    torch.testing.assert_close(found.float(), score(criterion, features.float()))
+
+
+@pytest.mark.parametrize("case", RIVALS)
+@pytest.mark.parametrize("shape", [(FEATURES,), (2, FEATURES + 1), (2, 1, FEATURES)], ids=str)
+def test_features_of_another_shape_are_not_scored(case: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigurationError, match=r"features must be \(n, 3\)"):
+        score(build(case), torch.zeros(shape))
+
+
 @pytest.mark.parametrize("case", [case for case in CASES if case not in RIVALS])
 def test_a_mixture_in_half_precision_is_judged_in_float32(case: str) -> None:
     features, labels = draw()
@@ -177,6 +197,8 @@ def test_a_mixture_in_half_precision_is_judged_in_float32(case: str) -> None:
 def test_a_rival_in_half_precision_is_refused(case: str) -> None:
     with pytest.raises(ConfigurationError, match=r"this loss holds torch\.bfloat16; keep it in float32"):
         ask(build(case).bfloat16(), *draw())
+    with pytest.raises(ConfigurationError, match=r"this loss holds torch\.bfloat16; keep it in float32"):
+        score(build(case).bfloat16(), draw()[0])
 
 
 @pytest.mark.parametrize("case", CASES)
