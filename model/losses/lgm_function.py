@@ -76,6 +76,8 @@ class LGMMeans(torch.autograd.Function):
         as_a_graph = torch.is_grad_enabled()
         if not as_a_graph and total is not None and classification is None and likelihood is None:
             return None, *_backward_of_total(ctx, total / ctx.shape[0]), None, None, None
+        if all(gradient is None for gradient in gradients):
+            return (None,) * 8
         grads = _of_terms(*gradients, lambda_=ctx.lambda_, share=1 / ctx.shape[0])
         if as_a_graph:
             return None, *_backward_as_a_graph(ctx, *(grad.expand(ctx.shape[:1]) for grad in grads)), None, None, None

@@ -123,6 +123,14 @@ def test_gradients_are_those_of_finite_differences(form: str, alpha: float) -> N
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_gradients_of_the_loss_are_those_of_finite_differences(form: str) -> None:
+    case = draw(form)
+    inputs = (case.features, *case.mixture.parameters())
+    criterion = LGMLoss(case.mixture, alpha=0.7)
+    assert torch.autograd.gradcheck(lambda *_: tuple(criterion(case.features, case.labels)), inputs)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_without_margin_and_likelihood_it_is_cross_entropy_of_the_log_joint(form: str) -> None:
     case = draw(form)
     losses = [LGMLoss(case.mixture, alpha=0.0, lambda_=0.0)(case.features, case.labels).total]
