@@ -82,7 +82,6 @@ def coco_scale(num_classes: int, epsilon: float) -> float:
     """ln((k - 1) / (e^epsilon - 1)) / 2."""
     if num_classes < 2:
         raise ConfigurationError(f"coco's scale needs at least 2 classes, got {num_classes}")
-    scale = math.log((num_classes - 1) / math.expm1(above_zero("epsilon", epsilon))) / 2
-    if scale <= 0:
+    if above_zero("epsilon", epsilon) >= math.log(num_classes):
         raise ConfigurationError(f"epsilon must be below ln {num_classes}, the loss of chance, got {epsilon}")
-    return scale
+    return math.log((num_classes - 1) / math.expm1(epsilon)) / 2

@@ -277,6 +277,7 @@ def test_each_says_what_it_is(name: str) -> None:
         ("cosface", {"scale": 0.0}, "scale must be a finite number above zero"),
         ("arcface", {"margin": 3.2}, r"margin must lie in \[0, pi\)"),
         ("coco", {"epsilon": 0.0}, "epsilon must be a finite number above zero"),
+        ("coco", {"epsilon": 1e3}, "epsilon must be below ln 4, the loss of chance, got 1000"),
         ("contrastive", {"margin": 0.0}, "margin must be a finite number above zero"),
         ("quadruplet", {"second_margin": -1.0}, "second_margin must be a finite number above zero"),
         ("feature-incay", {"epsilon": math.inf}, "epsilon must be a finite number above zero"),
