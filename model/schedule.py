@@ -27,7 +27,7 @@ class Constant:
     value: float
 
     def __post_init__(self) -> None:
-        _check_value("value", self.value)
+        check_value("value", self.value)
 
     def __call__(self, step: int) -> float:
         return self.value
@@ -42,8 +42,8 @@ class _Stepped:
     maximum: float = math.inf
 
     def __post_init__(self) -> None:
-        _check_value("start", self.start)
-        _check_value("minimum", self.minimum)
+        check_value("start", self.start)
+        check_value("minimum", self.minimum)
         if self.every < 1:
             raise ConfigurationError(f"every must be at least 1 step, got {self.every}")
         if not self.minimum <= self.maximum:
@@ -85,8 +85,8 @@ class LinearRamp:
     num_steps: int
 
     def __post_init__(self) -> None:
-        _check_value("start", self.start)
-        _check_value("stop", self.stop)
+        check_value("start", self.start)
+        check_value("stop", self.stop)
         if self.num_steps < 1:
             raise ConfigurationError(f"num_steps must be at least 1, got {self.num_steps}")
 
@@ -104,6 +104,7 @@ def as_schedule(value: float | int | Schedule) -> Schedule:
     return value
 
 
-def _check_value(name: str, value: float) -> None:
+def check_value(name: str, value: float) -> None:
+    """Raises ConfigurationError for what is no coefficient: below zero, infinite or not a number."""
     if not (math.isfinite(value) and value >= 0):
         raise ConfigurationError(f"{name} must be a finite number of zero or more, got {value}")

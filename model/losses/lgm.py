@@ -24,7 +24,7 @@ from model.errors import ConfigurationError
 from model.losses.lgm_blocks import LGMBlocks, layout_of
 from model.losses.lgm_function import CLASS_BLOCK, LGMMeans, LGMTerms
 from model.mixture import GaussianMixture
-from model.schedule import Schedule, as_schedule
+from model.schedule import Schedule, as_schedule, check_value
 
 # Scores (n, k) that are held whole where the caller does not say: 64 MB of float32.
 LARGEST_WHOLE = 2**24
@@ -81,19 +81,24 @@ class LGMLoss(nn.Module):
 
     @property
     def alpha(self) -> float:
-        """The margin coefficient at this step."""
-        return self._alpha(self.step)
+        """The margin coefficient at this step. Raises ConfigurationError unless it is finite and zero or more."""
+        alpha = self._alpha(self.step)
+        check_value("alpha", alpha)
+        return alpha
 
     @property
     def lambda_(self) -> float:
-        """The likelihood weight at this step."""
-        return self._lambda(self.step)
+        """The likelihood weight at this step. Raises ConfigurationError as alpha does."""
+        lambda_ = self._lambda(self.step)
+        check_value("lambda_", lambda_)
+        return lambda_
 
     def forward(self, features: Tensor, labels: Tensor) -> LossTerms:
         """Loss of features (n, d) with labels (n,) in [0, k).
 
-        Raises ConfigurationError when shapes do not fit the mixture, the batch is empty, or a label is
-        outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a synchronisation).
+        Raises ConfigurationError when shapes do not fit the mixture, the batch is empty, a schedule gives what is no
+        coefficient, or a label is outside [0, k) (on a CPU; on other devices the indexing kernels assert it without a
+        synchronisation).
         """
         mixture, alpha, lambda_ = self.mixture, self.alpha, self.lambda_
         _check_batch(features, labels, mixture)

@@ -564,3 +564,14 @@ def test_one_label_out_of_range_is_found_in_any_batch(num_inputs: int, label: in
 def test_negative_or_infinite_coefficients_are_refused(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError, match="must be a finite number of zero or more"):
         LGMLoss(GaussianMixture(5, 3), **{name: value})
+
+
+@pytest.mark.parametrize("name", ["alpha", "lambda_"])
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf])
+def test_a_schedule_that_leaves_the_coefficients_range_is_refused_at_its_step(name: str, value: float) -> None:
+    criterion = LGMLoss(GaussianMixture(5, 3), **{name: lambda step: 0.1 if step == 0 else value})
+    batch = torch.zeros(2, 3), torch.tensor([0, 1])
+    criterion(*batch)
+    with pytest.raises(ConfigurationError, match=f"{name} must be a finite number of zero or more, got {value}"):
+        criterion(*batch)
+    assert criterion.step == 1
