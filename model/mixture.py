@@ -1,6 +1,7 @@
 """GaussianMixture: the head of a network, one Gaussian per class over its features."""
 
 import math
+from numbers import Integral
 from typing import cast, get_args
 
 import torch
@@ -29,7 +30,8 @@ class GaussianMixture(nn.Module):
     all means, and their gradients can leave features without any use.
     peers: processes that the classes are spread over, `part` of them here; each needs a generator of its own.
 
-    Raises ConfigurationError for sizes below one, unknown forms, a floor outside (0, 1), fewer classes than peers.
+    Raises ConfigurationError for sizes that are no integers from one on, unknown forms, a floor outside (0, 1), an
+    initial_scale that is not finite and above zero, fewer classes than peers.
     """
 
     def __init__(
@@ -228,9 +230,8 @@ def _check(
     initial_scale: float | None,
     peers: Devices,
 ) -> None:
-    for name, size in (("num_classes", num_classes), ("num_features", num_features)):
-        if size < 1:
-            raise ConfigurationError(f"{name} must be at least 1, got {size}")
+    check_count("num_classes", num_classes)
+    check_count("num_features", num_features)
     if num_classes < peers.size:
         raise ConfigurationError(f"num_classes must be at least the {peers.size} processes, got {num_classes}")
     for name, value, known in (("variance", variance, Variance), ("prior", prior, Prior)):
@@ -238,5 +239,13 @@ def _check(
             raise ConfigurationError(f"{name} must be one of {', '.join(get_args(known))}, got {value!r}")
     if not 0 < floor < 1:
         raise ConfigurationError(f"variance_floor must lie in (0, 1), got {floor}")
-    if initial_scale is not None and not initial_scale > 0:
-        raise ConfigurationError(f"initial_scale must be above 0, got {initial_scale}")
+    if initial_scale is not None and not 0 < initial_scale < math.inf:
+        raise ConfigurationError(f"initial_scale must be a finite number above 0, got {initial_scale}")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raises ConfigurationError for what is no integer from one on."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ConfigurationError(f"{name} must be an integer, got {value!r}")
+    if value < 1:
+        raise ConfigurationError(f"{name} must be at least 1, got {value}")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.errors import ConfigurationError
 from model.losses.lgm import LossTerms
+from model.mixture import check_count
 
 
 class RivalLoss(nn.Module, ABC):
@@ -33,9 +34,8 @@ class RivalLoss(nn.Module, ABC):
 
     def __init__(self, num_classes: int, num_features: int, *, lambda_: float | int = 0.0):
         super().__init__()
-        for size, said in ((num_classes, "num_classes"), (num_features, "num_features")):
-            if size < 1:
-                raise ConfigurationError(f"{said} must be at least 1, got {size}")
+        check_count("num_classes", num_classes)
+        check_count("num_features", num_features)
         self.num_classes = num_classes
         self.num_features = num_features
         self.lambda_ = at_least_zero("weight", lambda_)

@@ -12,7 +12,6 @@ Both terms use the same covariances, the log-determinant stands in both, and the
 only: inference asks the mixture.
 """
 
-from numbers import Integral
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -23,7 +22,7 @@ from model import gaussian
 from model.errors import ConfigurationError
 from model.losses.lgm_blocks import LGMBlocks, layout_of
 from model.losses.lgm_function import CLASS_BLOCK, LGMMeans, LGMTerms
-from model.mixture import GaussianMixture
+from model.mixture import GaussianMixture, check_count
 from model.schedule import Schedule, as_schedule, check_value
 
 # Scores (n, k) that are held whole where the caller does not say: 64 MB of float32.
@@ -72,7 +71,7 @@ class LGMLoss(nn.Module):
     ):
         super().__init__()
         if block_size is not None:
-            _check_block_size(block_size)
+            check_count("block_size", block_size)
         self.mixture = mixture
         self.block_size = block_size
         self._alpha = as_schedule(alpha)
@@ -162,13 +161,6 @@ def _arguments(features: Tensor, labels: Tensor, mixture: GaussianMixture, alpha
         features, means, log_priors = features.to(dtype), means.to(dtype), log_priors.to(dtype)
         raw = None if raw is None else raw.to(dtype)
     return features, means, raw, log_priors, labels.long(), mixture.variance_floor, alpha
-
-
-def _check_block_size(value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ConfigurationError(f"block_size must be an integer, got {value!r}")
-    if value < 1:
-        raise ConfigurationError(f"block_size must be at least 1, got {value}")
 
 
 def _check_batch(features: Tensor, labels: Tensor, mixture: GaussianMixture) -> None:

@@ -203,9 +203,14 @@ def test_set_means_takes_class_means_and_leaves_absent_classes() -> None:
         ({"variance_floor": 0.0}, r"variance_floor must lie in \(0, 1\), got 0.0"),
         ({"variance_floor": 1.0}, r"variance_floor must lie in \(0, 1\), got 1.0"),
         ({"variance_floor": math.nan}, r"variance_floor must lie in \(0, 1\), got nan"),
-        ({"initial_scale": 0.0}, "initial_scale must be above 0, got 0.0"),
+        ({"initial_scale": 0.0}, "initial_scale must be a finite number above 0, got 0.0"),
+        ({"initial_scale": math.inf}, "initial_scale must be a finite number above 0, got inf"),
+        ({"num_classes": 2.5}, "num_classes must be an integer, got 2.5"),
+        ({"num_classes": True}, "num_classes must be an integer, got True"),
+        ({"num_features": "4"}, "num_features must be an integer, got '4'"),
     ],
 )
+@pytest.mark.usefixtures("without_type_checks")
 def test_what_cannot_be_built_says_so(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         GaussianMixture(**{"num_classes": 3, "num_features": 2, **changes})
