@@ -11,6 +11,19 @@ CHALLENGE = {"www-authenticate": 'Bearer realm="lgm-guard"'}
 POLICY_VIOLATION = 1008
 
 
+def admit(access: Access, scope: Scope) -> None:
+    """Name the principal in the scope's state. Raises UnauthenticatedError, ForbiddenError."""
+    headers, method = dict(scope["headers"]), scope.get("method", "CONNECT")  # a WebSocket has none
+    state = scope.setdefault("state", {})
+    principal = access.authenticate(headers, client_network(scope.get("client")))
+    if access.anonymous:
+        access.check_page(method, headers)
+    else:
+        state["key"] = principal.name
+    authorise(principal, least_role(method, scope["path"]))
+    state["principal"] = principal
+
+
 class Security:
     """Lets a request pass to the app when its key's role suffices, with the principal in the scope's state."""
 
@@ -21,21 +34,10 @@ class Security:
         if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS:
             return await self._app(scope, receive, send)
         try:
-            self._admit(scope)
+            admit(self._access, scope)
         except (UnauthenticatedError, ForbiddenError) as error:
             return await self._refuse(scope, receive, send, error)
         await self._app(scope, receive, send)
-
-    def _admit(self, scope: Scope) -> None:
-        headers, method = dict(scope["headers"]), scope.get("method", "CONNECT")  # a WebSocket has none
-        state = scope.setdefault("state", {})
-        principal = self._access.authenticate(headers, client_network(scope.get("client")))
-        if self._access.anonymous:
-            self._access.check_page(method, headers)
-        else:
-            state["key"] = principal.name
-        authorise(principal, least_role(method, scope["path"]))
-        state["principal"] = principal
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ServiceError) -> None:
         self._runtime.metrics.rejected.labels(error.code).inc()

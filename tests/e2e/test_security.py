@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 
 import httpx
@@ -58,6 +59,23 @@ def test_a_key_opens_and_its_id_stands_in_the_log(guarded: Server, key: str):
         assert client.post("/v1/predict", content=SEVEN, headers=PNG).status_code == 401
         assert client.get("/v1/quarantine", headers=headers).status_code == 403
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_stream_ends_with_its_key(guarded: Server, keys_path: Path):
+    key = lgm("keys", "new", "--file", str(keys_path), "--role", "review", "--name", "leaver")
+    stream = f"{guarded.await_ready()}/v1/monitor/stream"
+    headers = {"authorization": f"Bearer {key}"}
+    while httpx.get(stream.removesuffix("/stream"), headers=headers, timeout=TIMEOUT).status_code != 200:
+        pass  # the file is looked at once a second
+    with httpx.stream("GET", stream, headers=headers, timeout=TIMEOUT) as response:
+        lines = response.iter_lines()
+        assert next(lines) == "event: snapshot"
+        (name,) = [
+            line.split()[0] for line in lgm("keys", "list", "--file", str(keys_path)).splitlines() if "leaver" in line
+        ]
+        lgm("keys", "revoke", name, "--file", str(keys_path))
+        assert sum(line == "event: snapshot" for line in islice(lines, 60)) < 10  # and it ends
+    assert httpx.get(stream, headers=headers, timeout=TIMEOUT).status_code == 401
 
 
 def test_a_head_is_limited_in_size_and_in_time(guarded: Server):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from service.access import least_role
+from service.access import Access, least_role
 from service.errors import NotReadyError, OverloadedError
 from service.keys import Role
 from service.monitoring import pulse as pulses
@@ -120,8 +120,8 @@ async def listen_slowly(pulse: Pulse) -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    scope = {"type": "http"}
-    streaming = asyncio.create_task(EventStream(pulse.listen())(scope, receive, send))
+    scope = {"type": "http", "method": "GET", "path": "/v1/monitor/stream", "headers": []}
+    streaming = asyncio.create_task(EventStream(pulse.listen(), Access(None))(scope, receive, send))
     await begun.wait()
     while pulse._num_listeners:
         await asyncio.sleep(0)
