@@ -119,3 +119,5 @@ def _check_url(text: str) -> None:
         raise InputError(f"{text!r} is no URL: {error}") from None
     if url.scheme not in ("http", "https") or not url.host:
         raise InputError(f"{text!r} is no URL of a service, such as {DEFAULT_URL}")
+    if url.userinfo:
+        raise InputError(f"the URL of {url.host} holds a name or password, which would stand in messages; give a key")

@@ -174,6 +174,7 @@ def test_more_files_than_one_request_takes(tmp_path: Path) -> None:
     [
         (["--url", "http://127.0.0.1:1"], "http://127.0.0.1:1 cannot be reached"),
         (["--url", "nowhere"], "'nowhere' is no URL"),
+        (["--url", "http://bob:secret@host"], "the URL of host holds a name or password"),
         (["--json", "--csv"], "choose either --json or --csv"),
         (["--timeout", "0"], "timeout_seconds must lie in"),
         (["--key", "two words"], "API key"),
