@@ -1,8 +1,10 @@
 """lgm quarantine: upgrade, export, expire; of the quarantine that the settings name."""
 
+import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
 
@@ -57,10 +59,16 @@ def export(
     with closing(Quarantine(Database(place.database, must_exist=True), Store(place.store))) as quarantine:
         output.mkdir(parents=True, exist_ok=True)
         count = 0
-        with (output / "items.jsonl").open("w", encoding="utf-8") as lines:
+        with _private(output / "items.jsonl") as lines:
             for item in every(quarantine, Filter(state=state)):
-                lines.write(item.model_dump_json() + "\n")
+                lines.write(item.model_dump_json().encode() + b"\n")
                 if item.media_type is not None:
-                    (output / f"{item.id}.png").write_bytes(quarantine.image(item.id))
+                    with _private(output / f"{item.id}.png") as file:
+                        file.write(quarantine.image(item.id))
                 count += 1
     typer.echo(f"{count} items in {output}")
+
+
+def _private(path: Path) -> BinaryIO:
+    """A new file that nobody else of this machine reads, as those of the quarantine itself."""
+    return open(path, "xb", opener=partial(os.open, mode=0o600))

@@ -170,4 +170,5 @@ def test_the_other_commands_do_what_they_say(state_folder, tmp_path, monkeypatch
     (line,) = (tmp_path / "out" / "items.jsonl").read_text().splitlines()
     assert '"state":"confirmed_adversarial"' in line
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()} == {0o600}
     assert runner.invoke(app, ["quarantine", "export", str(tmp_path / "out")]).exit_code == 2
