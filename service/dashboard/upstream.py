@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpx
@@ -38,6 +39,8 @@ class Service:
             transport=transport,
             timeout=TIMEOUT_SECONDS,
             headers={"accept-encoding": "identity"},
+            # What a proxy on the way sets for one key is not to be sent for everybody.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
 
     async def close(self) -> None:
