@@ -19,6 +19,7 @@ from service.dashboard.options import PREFIX, Options
 from service.dashboard.pages import register
 from service.dashboard.sessions import Sessions
 from service.dashboard.state import State
+from service.dashboard.tabs import Tabs
 from service.dashboard.upstream import Service
 
 STATIC_FILES = Path(__file__).parent / "static"
@@ -66,7 +67,7 @@ def create_app(options: Options) -> ASGIApp:
         gzip_middleware_factory=None,
         show_welcome_message=False,
     )
-    door = Door(app, sessions=sessions, service=service, allow_anonymous=options.allow_anonymous)
+    door = Door(Tabs(app), sessions=sessions, service=service, allow_anonymous=options.allow_anonymous)
     return PageHeaders(door)
 
 

@@ -5,20 +5,22 @@ say, and how much may come.
 """
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 from websockets.asyncio.client import ClientConnection, unix_connect
-from websockets.exceptions import ConnectionClosed, WebSocketException
+from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 
 from service.access import SAFE_METHODS
 from service.dashboard.options import PREFIX
 from service.dashboard.parent import Dashboard
-from service.errors import ForbiddenError, NotReadyError, OverloadedError, ServiceError
+from service.errors import NotReadyError, OverloadedError, ServiceError
 from service.forms import read_body
 from service.middleware import BodyLimit
-from service.problems import answer_error
+from service.problems import STATUSES, answer_error
 from service.runtime import Runtime
 
 MOST_TABS = 256
@@ -26,7 +28,6 @@ MOST_REQUESTS = 64
 MAX_BODY_BYTES = 8192  # of a login; files come over the WebSocket
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 TIMEOUT_SECONDS = 30.0
-TRY_AGAIN_LATER = 1013
 SERVICE_RESTART = 1012
 HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"}
@@ -65,8 +66,8 @@ class Forwarding:
     async def _refuse(self, scope: Scope, receive: Receive, send: Send, error: ServiceError) -> None:
         if scope["type"] == "websocket":
             self._runtime.metrics.rejected.labels(error.code).inc()
-            code = 1008 if isinstance(error, ForbiddenError) else TRY_AGAIN_LATER
-            return await send({"type": "websocket.close", "code": code})
+            refusal = Response(str(error), STATUSES[type(error)], media_type="text/plain")
+            return await refusal(scope, receive, send)
         await answer_error(scope, error, self._runtime)(scope, receive, send)
 
     async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +118,22 @@ class Forwarding:
 
     async def _bridge(self, scope: Scope, receive: Receive, send: Send) -> None:
         await receive()  # websocket.connect
-        page = unix_connect(
+        try:
+            page = await self._reach_page(scope)
+        except InvalidStatus as refused:
+            answer = refused.response
+            refusal = Response(bytes(answer.body), answer.status_code, media_type="text/plain")
+            return await refusal(scope, receive, send)
+        except (WebSocketException, OSError, EOFError):
+            raise NotReadyError("the dashboard is starting; come back in a moment") from None
+        async with page:
+            with suppress(OSError):  # the browser has gone
+                await send({"type": "websocket.accept"})
+                await _bridge_until_one_ends(page, receive, send)
+
+    async def _reach_page(self, scope: Scope) -> ClientConnection:
+        """Raises InvalidStatus where the page refuses."""
+        return await unix_connect(
             str(self._dashboard.address(scope["app"])),
             f"ws://page{target(scope)}",
             additional_headers=_text(passed_on(scope)),
@@ -125,12 +141,6 @@ class Forwarding:
             max_size=None,
             ping_interval=None,  # socket.io has pings of its own
         )
-        try:
-            async with page as connection:
-                await send({"type": "websocket.accept"})
-                await _bridge_until_one_ends(connection, receive, send)
-        except (WebSocketException, OSError, EOFError):
-            raise NotReadyError("the dashboard is starting; come back in a moment") from None
 
 
 async def _bridge_until_one_ends(page: ClientConnection, receive: Receive, send: Send) -> None:

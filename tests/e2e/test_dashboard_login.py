@@ -11,9 +11,12 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import ClientConnection, connect
 
 from service.dashboard.forwarding import MOST_REQUESTS
 from service.dashboard.sessions import COOKIE
+from service.dashboard.tabs import MOST_TABS_OF_ONE
 from service.key_file import append_key, append_revocation
 from service.keys import Role, make_key
 from tests.e2e.browser import TIMEOUT_MILLISECONDS, Watched, chromium
@@ -194,6 +197,46 @@ def test_a_revoked_key_sees_nothing_more_in_new_pages_and_open_tabs(
         page.wait_for_url("**/dashboard/login")
         stubborn.locator(".rows").first.wait_for(state="detached")
         assert time.monotonic() - revoked < 30
+
+
+def open_socket(client: httpx.Client) -> ClientConnection:
+    """As a tab does, with the client's cookies."""
+    address = urlsplit(str(client.base_url))
+    cookies = "; ".join(f"{name}={value}" for name, value in client.cookies.items())
+    return connect(
+        f"ws://{address.netloc}/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=websocket",
+        additional_headers={"cookie": cookies},
+        open_timeout=TIMEOUT,
+    )
+
+
+def test_without_a_session_no_socket_is_opened(client: httpx.Client) -> None:
+    with pytest.raises(InvalidStatus) as refused, open_socket(client):
+        pass
+    assert refused.value.response.status_code == 403
+
+
+def test_a_key_that_holds_all_its_tabs_keeps_nobody_out_and_a_tab_too_many_comes_up_later(
+    guarded: Server, client: httpx.Client, keys: dict[str, str]
+) -> None:
+    with ExitStack() as held, chromium() as browser:
+        for _ in range(MOST_TABS_OF_ONE):
+            log_in(client, keys["review"])
+            held.enter_context(open_socket(client))
+        with pytest.raises(InvalidStatus) as refused, open_socket(client):
+            pass
+        assert refused.value.response.status_code == 503
+        context = browser.new_context()
+        context.set_default_timeout(TIMEOUT_MILLISECONDS)
+        for name, value in client.cookies.items():
+            context.add_cookies([{"name": name, "value": value, "url": guarded.url}])
+        page = context.new_page()
+        with page.expect_event("console", lambda message: "503" in message.text):
+            page.goto(f"{guarded.url}/dashboard/classes")
+        log_in(client, keys["admin"])
+        with open_socket(client):
+            held.close()
+        page.wait_for_function("window.socket.connected")
 
 
 def test_after_a_restart_of_the_page_an_open_tab_comes_to_the_login(
