@@ -175,6 +175,26 @@ def test_the_audit_names_the_reviewers_key(guarded: Server, client: httpx.Client
     assert {line["who"] for line in lines} == {"review-key"}
 
 
+def test_a_browser_shows_no_kept_image_again_once_its_user_has_left(
+    guarded: Server, client: httpx.Client, keys: dict[str, str]
+) -> None:
+    headers = {**PNG, "x-api-key": keys["review"]}
+    assert client.post("/v1/predict", content=BOOT, headers=headers).status_code == 200
+    with chromium() as browser:
+        page = Watched(browser.new_context(), guarded.url).page
+        page.goto(f"{guarded.url}/dashboard/login")
+        page.get_by_label("API key").fill(keys["review"])
+        page.keyboard.press("Enter")
+        page.get_by_role("link", name="Review").click()
+        page.wait_for_function("[...document.images].some((image) => image.naturalWidth)")
+        image = page.locator(".shot img").get_attribute("src")
+        ask = "(image) => fetch(image).then((answer) => answer.url)"
+        assert page.evaluate(ask, image) == guarded.url + str(image)
+        page.get_by_role("button", name="Log out").click()
+        page.wait_for_url("**/dashboard/login")
+        assert page.evaluate(ask, image) == f"{guarded.url}/dashboard/login"
+
+
 def test_a_revoked_key_sees_nothing_more_in_new_pages_and_open_tabs(
     guarded: Server, client: httpx.Client, keys_file: Path
 ) -> None:

@@ -25,7 +25,7 @@ def register(state: Process) -> None:
             return Response(status_code=error.problem.status)
         except ClientError:
             return Response(status_code=502)
-        return Response(data, media_type=IMAGE_TYPE, headers={"cache-control": "private, max-age=3600"})
+        return Response(data, media_type=IMAGE_TYPE)
 
 
 def build(tab: Tab) -> None:
