@@ -53,6 +53,7 @@ def create_app(options: Options) -> ASGIApp:
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan_of(state))
     nicegui_app.add_static_files("/static", STATIC_FILES)
     register(state)
+    core.sio.on("log", _drop)  # else whoever has a tab open writes into the log
     core.app.config.socket_io_js_transports = ["websocket"]
     core.app.config.quasar_config["loadingBar"]["skipHijack"] = True  # a bar without a name, at every small request
     ui.run_with(
@@ -69,6 +70,10 @@ def create_app(options: Options) -> ASGIApp:
     )
     door = Door(Tabs(app), sessions=sessions, service=service, allow_anonymous=options.allow_anonymous)
     return PageHeaders(door)
+
+
+def _drop(sid: str, message: object) -> None:
+    """What a browser has to say of its own."""
 
 
 def _lifespan_of(state: State) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:

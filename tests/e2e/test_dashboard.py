@@ -356,6 +356,19 @@ def test_the_pages_process_may_die_and_comes_again(server: Server) -> None:
         assert client.get("/dashboard/about").status_code == 200
 
 
+def test_a_browser_writes_nothing_into_the_log(watched: Watched, server: Server) -> None:
+    page = watched.open("/about")
+    page.wait_for_function("window.did_handshake")
+    page.evaluate(
+        "new Promise((done) => socket.emit('log', {client_id: clientId, level: 'error', message: 'forged'}, done))"
+    )
+    later = f"{server.url}/dashboard/nowhere"
+    assert httpx.get(later, timeout=TIMEOUT).status_code == 404
+    server.await_lines(1, message=f"{later} not found")
+    assert not [line for line in server.lines if line["message"] == "forged"]
+    watched.assert_quiet()
+
+
 def test_pages_from_elsewhere_have_no_say(server: Server) -> None:
     elsewhere = {"origin": "https://evil.example"}
     assert httpx.post(f"{server.url}/dashboard/login", data={"key": "x"}, headers=elsewhere).status_code == 403
