@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from textwrap import indent
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -32,14 +33,27 @@ class Identities(logging.Filter):
 
 
 class ConsoleFormatter(logging.Formatter):
+    """One line a record, whatever is in its message; its traceback, further in, below it."""
+
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(message)s")
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:
         said = vars(record)
         identities = [PREFIXES[name] + said[name] for name in IDENTITIES if name in said]
-        line = super().format(record)
-        return f"{line} [{' '.join(identities)}]" if identities else line
+        line = super().formatMessage(record)
+        return _printable(f"{line} [{' '.join(identities)}]" if identities else line)
+
+    def formatException(self, exc_info: Any) -> str:
+        told = super().formatException(exc_info)
+        return indent("\n".join(map(_printable, told.split("\n"))), "  ")
+
+
+def _printable(text: str) -> str:
+    """What callers send ends no line and moves no terminal's cursor."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
 class JsonFormatter(logging.Formatter):

@@ -197,6 +197,30 @@ def test_each_request_leaves_one_line_with_its_id(client, caplog):
     assert ConsoleFormatter().format(record).endswith("[abc]")
 
 
+FORGED = "2026-11-28 22:00:00,000 INFO    PATCH /v1/quarantine/{item_id} 200 3.0 ms"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\x1b[2K", "\x85", "\u2028"])
+def test_no_text_of_a_callers_is_a_line_of_its_own(end):
+    record = logging.LogRecord("nicegui", logging.WARNING, "path", 1, "%s not found", ("/x" + end + FORGED,), None)
+    line = ConsoleFormatter().format(record)
+    assert line.isprintable()
+    assert line.endswith(f"{FORGED} not found")
+
+
+def test_a_traceback_is_on_lines_of_its_own_that_look_like_no_others():
+    try:
+        raise ValueError("x\n" + FORGED + "\x1b[2K")
+    except ValueError:
+        record = logging.LogRecord("service", logging.ERROR, "path", 1, "failed", (), sys.exc_info())
+    record.request_id = "abc"
+    first, *rest = ConsoleFormatter().format(record).split("\n")
+    assert first.endswith("failed [abc]")
+    assert rest[0] == "  Traceback (most recent call last):"
+    assert rest[-1] == f"  {FORGED}\\x1b[2K"
+    assert all(line.startswith("  ") for line in rest)
+
+
 def test_requests_without_error_may_be_sampled_and_others_may_not(make_client, caplog):
     caplog.set_level(logging.INFO, "service.access")
     client = make_client(access_log_share=0)
