@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
-from urllib.parse import urlsplit
 
+from service.addresses import is_local_name
 from service.docs import ASSETS, PAGE
 from service.errors import ForbiddenError, SettingsError, UnauthenticatedError
 from service.key_file import KeyFile
@@ -150,29 +150,11 @@ def _told(header: bytes) -> str:
 
 
 def _check_host(host: bytes) -> None:
-    if not _is_local_name(host):
+    if not is_local_name(host):
         raise ForbiddenError(
             "Host: without API keys this machine alone may ask, by localhost or an address; "
             "set keys, or say --allow-anonymous"
         )
-
-
-@lru_cache(maxsize=1024)
-def _is_local_name(host: bytes) -> bool:
-    """Whether a browser that sends it was not led here by a name of somebody else's."""
-    try:
-        name = urlsplit("//" + host.decode("latin-1")).hostname or ""
-    except ValueError:
-        return False
-    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def metadata_headers(metadata: Any) -> dict[bytes, bytes]:

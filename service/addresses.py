@@ -1,8 +1,11 @@
-"""Where to listen: one address for a name, the same for every server of the process."""
+"""Where to listen, one address for a name, the same for every server of the process; by what names one is asked."""
 
+import ipaddress
 import socket
 from contextlib import ExitStack
+from functools import lru_cache
 from typing import Any
+from urllib.parse import urlsplit
 
 from service.errors import SettingsError
 
@@ -32,3 +35,21 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise SettingsError(f"cannot listen on {host}:{port}: {error.strerror}") from None
     return listener
+
+
+@lru_cache(maxsize=1024)
+def is_local_name(host: bytes) -> bool:
+    """Whether a browser that sends it was not led here by a name of somebody else's."""
+    try:
+        name = urlsplit("//" + host.decode("latin-1")).hostname or ""
+    except ValueError:
+        return False
+    return name == "localhost" or name.endswith(".localhost") or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

@@ -27,7 +27,8 @@ def show(
         address, taken = listener.getsockname()[:2]
         options = Options(
             url=url,
-            allow_anonymous=allow_anonymous or ipaddress.ip_address(address).is_loopback,
+            allow_anonymous=allow_anonymous,
+            on_loopback=ipaddress.ip_address(address).is_loopback,
             bundles=tuple(folder.resolve() for folder in bundles),
             reports=None if reports is None else reports.resolve(),
         )

@@ -68,7 +68,7 @@ def create_app(options: Options) -> ASGIApp:
         gzip_middleware_factory=None,
         show_welcome_message=False,
     )
-    door = Door(Tabs(app), sessions=sessions, service=service, allow_anonymous=options.allow_anonymous)
+    door = Door(Tabs(app), sessions=sessions, service=service, options=options)
     return PageHeaders(door)
 
 

@@ -8,9 +8,10 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.addresses import is_local_name
 from service.client.errors import ClientError, ProblemError
 from service.dashboard.login import LOGIN, LOGOUT, STATIC, login_page, message_page
-from service.dashboard.options import PREFIX
+from service.dashboard.options import PREFIX, Options
 from service.dashboard.sessions import COOKIE, KNOWN_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from service.dashboard.upstream import Identity, Service
 
@@ -18,15 +19,17 @@ POLICY_VIOLATION = 1008
 MAX_FORM_BYTES = 4096
 SAFE_METHODS = ("GET", "HEAD")
 ELSEWHERE = "Origin is not Host: a page from elsewhere may change nothing here; a proxy in front must keep Host"
-CLOSED = "The service asks for no key, so this page shows itself on this machine alone; set API keys."
+CLOSED = (
+    "The service asks for no key, so this page shows itself on this machine alone, by localhost or an address; "
+    "set API keys, or say --allow-anonymous."
+)
 
 
 class Door:
     """Whoever passes is in the scope's state, as `session`."""
 
-    def __init__(self, app: ASGIApp, *, sessions: Sessions, service: Service, allow_anonymous: bool):
-        self._app, self._sessions, self._service = app, sessions, service
-        self._allow_anonymous = allow_anonymous
+    def __init__(self, app: ASGIApp, *, sessions: Sessions, service: Service, options: Options):
+        self._app, self._sessions, self._service, self._options = app, sessions, service, options
         self._anonymous: Identity | None = None
         self._asked = -KNOWN_SECONDS
 
@@ -46,10 +49,15 @@ class Door:
             return await _refuse(scope, receive, send, page)
         if session is None:
             return await _refuse(scope, receive, send, _to_login(scope))
-        if session.key is None and not self._allow_anonymous:
+        if session.identity.name is None and not self._is_open_to(connection):
             return await _refuse(scope, receive, send, message_page("Closed", CLOSED, status=HTTPStatus.FORBIDDEN))
         scope.setdefault("state", {})["session"] = session
         await self._app(scope, receive, send)
+
+    def _is_open_to(self, connection: HTTPConnection) -> bool:
+        """Where the service asks for no key. A browser may be led to this machine by somebody else's name."""
+        host = connection.headers.get("host", "localhost").encode("latin-1")
+        return self._options.allow_anonymous or (self._options.on_loopback and is_local_name(host))
 
     async def _session(self, connection: HTTPConnection) -> Session | None:
         found = self._sessions.find(connection.cookies.get(COOKIE, ""))

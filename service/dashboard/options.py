@@ -14,6 +14,7 @@ class Options(BaseModel):
     url: str = Field(description="Address of the service.")
     socket: Path | None = Field(default=None, description="Socket of the service, to speak through instead of TCP.")
     allow_anonymous: bool = Field(description="Whether to let people in without a key, where the service asks none.")
+    on_loopback: bool = Field(default=False, description="Whether this machine alone can reach the page.")
     bundles: tuple[Path, ...] = Field(default=(), description="Folders of bundles, for the playground.")
     models: Path | None = Field(default=None, description="Folder whose subfolders are bundles too.")
     reports: Path | None = Field(default=None, description="Folder of evaluation runs.")

@@ -2,8 +2,11 @@
 
 import base64
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -25,6 +28,13 @@ PHONE = {"width": 360, "height": 740}
 SEVEN = (REPOSITORY / "tests" / "samples" / "seven.png").read_bytes()
 BOOT = (REPOSITORY / "tests" / "samples" / "ankle-boot.png").read_bytes()
 PNG = {"content-type": "image/png"}
+CHANNEL = "/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
+HANDSHAKE = {
+    "connection": "Upgrade",
+    "upgrade": "websocket",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
 expect.set_options(timeout=TIMEOUT_MILLISECONDS)
 
 
@@ -85,6 +95,24 @@ def page_process(server: Server) -> psutil.Process:
     children = psutil.Process(server.process.pid).children()
     (found,) = [process for process in children if "service.dashboard" in process.cmdline()]
     return found
+
+
+@contextmanager
+def dashboard_of(server: Server, *arguments: str) -> Iterator[httpx.Client]:
+    """`lgm dashboard` in a process of its own."""
+    lgm = str(Path(sys.executable).with_name("lgm"))
+    command = [lgm, "dashboard", "--url", server.url, "--port", "0", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    try:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "listening on" in line)
+        url = line.split("listening on ")[1].split("/dashboard")[0]
+        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.communicate(timeout=TIMEOUT)
+    assert process.returncode in (0, -15)
 
 
 def settle(page: Page, path: str) -> None:
@@ -372,7 +400,24 @@ def test_a_browser_writes_nothing_into_the_log(watched: Watched, server: Server)
 def test_pages_from_elsewhere_have_no_say(server: Server) -> None:
     elsewhere = {"origin": "https://evil.example"}
     assert httpx.post(f"{server.url}/dashboard/login", data={"key": "x"}, headers=elsewhere).status_code == 403
-    socket = {**elsewhere, "connection": "Upgrade", "upgrade": "websocket", "sec-websocket-version": "13"}
-    socket["sec-websocket-key"] = "dGhlIHNhbXBsZSBub25jZQ=="
-    path = "/dashboard/_nicegui_ws/socket.io/?EIO=4&transport=websocket"
-    assert httpx.get(server.url + path, headers=socket).status_code == 403
+    assert httpx.get(server.url + CHANNEL, headers={**elsewhere, **HANDSHAKE}).status_code == 403
+
+
+def test_without_keys_a_name_that_was_made_to_lead_to_this_machine_opens_nothing(server: Server) -> None:
+    with dashboard_of(server) as client:
+        port = client.base_url.port
+        led = {"host": f"evil.example:{port}", "origin": f"http://evil.example:{port}"}
+        assert client.post("/dashboard/login", data={"key": "x"}, headers=led).status_code == 303
+        for path, headers in (("/dashboard/about", led), (CHANNEL, {**led, **HANDSHAKE})):
+            assert client.get(path, headers=headers).status_code == 403
+        for host in ("127.0.0.1", f"localhost:{port}", f"[::1]:{port}"):
+            assert client.get("/dashboard/about", headers={"host": host}).status_code == 200
+
+
+def test_without_keys_other_machines_see_the_page_where_that_was_said_and_by_any_name(server: Server) -> None:
+    with dashboard_of(server, "--host", "0.0.0.0") as client:
+        assert client.get("/dashboard/about").status_code == 403
+        assert client.post("/dashboard/login", data={"key": "x"}).status_code == 303
+        assert client.get("/dashboard/about").status_code == 403
+    with dashboard_of(server, "--host", "0.0.0.0", "--allow-anonymous") as client:
+        assert client.get("/dashboard/about", headers={"host": "guard.example"}).status_code == 200

@@ -20,7 +20,7 @@ from service.dashboard.tabs import MOST_TABS_OF_ONE
 from service.key_file import append_key, append_revocation
 from service.keys import Role, make_key
 from tests.e2e.browser import TIMEOUT_MILLISECONDS, Watched, chromium
-from tests.e2e.test_dashboard import BOOT, PNG, REPOSITORY, page_process
+from tests.e2e.test_dashboard import BOOT, PNG, dashboard_of, page_process
 from tests.e2e.test_quarantine import await_true
 from tests.server import TIMEOUT, Server
 from tests.service.test_keys import key_of
@@ -275,21 +275,10 @@ def test_after_a_restart_of_the_page_an_open_tab_comes_to_the_login(
 
 
 def test_it_runs_apart_from_the_service_too(guarded: Server, keys: dict[str, str]) -> None:
-    lgm = str(Path(sys.executable).with_name("lgm"))
-    command = [lgm, "dashboard", "--url", guarded.url, "--port", "0"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    try:
-        assert process.stderr is not None
-        line = next(line for line in process.stderr if "listening on" in line)
-        url = line.split("listening on ")[1].split("/dashboard")[0]
-        with httpx.Client(base_url=url, timeout=TIMEOUT) as client:
-            assert client.get("/dashboard/").headers["location"] == "/dashboard/login"
-            log_in(client, keys["admin"])
-            assert client.get("/dashboard/").status_code == 200
-    finally:
-        process.terminate()
-        process.communicate(timeout=TIMEOUT)
-    assert process.returncode in (0, -15)
+    with dashboard_of(guarded) as client:
+        assert client.get("/dashboard/").headers["location"] == "/dashboard/login"
+        log_in(client, keys["admin"])
+        assert client.get("/dashboard/").status_code == 200
 
 
 def test_an_address_that_is_none_is_one_line_and_status_two() -> None:
