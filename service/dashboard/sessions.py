@@ -3,7 +3,7 @@
 import asyncio
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -17,6 +17,7 @@ COOKIE = "lgm_session"
 LIFETIME_SECONDS = 12 * 3600
 KNOWN_SECONDS = 10.0  # for so long is what the service says of a caller taken for granted
 MOST_SESSIONS = 4096
+MOST_OF_A_NAME = 16
 
 
 @dataclass(kw_only=True, slots=True)
@@ -39,20 +40,28 @@ class Session:
 
 
 class Sessions:
-    """The oldest goes when there are too many. None outlives the process: then one logs in again."""
+    """Of too many the oldest of whoever has the most goes. None outlives the process: then one logs in again."""
 
     def __init__(self, whoami: Callable[[str | None], Awaitable[Identity]]):
         self._whoami = whoami
         self._signer = TimestampSigner(secrets.token_bytes(32))
-        self._sessions: OrderedDict[str, Session] = OrderedDict()
+        self._sessions: dict[str, Session] = {}  # from the oldest on
 
     def open(self, key: str, identity: Identity) -> str:
         """The cookie's value."""
         session = Session(id=secrets.token_urlsafe(32), key=key, identity=identity, opened=time.monotonic())
+        self._make_room(identity.name)
         self._sessions[session.id] = session
-        while len(self._sessions) > MOST_SESSIONS:
-            self._sessions.popitem(last=False)
         return self._signer.sign(session.id).decode()
+
+    def _make_room(self, name: str | None) -> None:
+        """Who logs in again and again ends sessions of its own, and nobody else's."""
+        counts = Counter(session.identity.name for session in self._sessions.values())
+        if counts[name] < MOST_OF_A_NAME:
+            if len(self._sessions) < MOST_SESSIONS:
+                return
+            name = max(counts, key=lambda other: (counts[other], other == name))
+        self.close(next(session for session in self._sessions.values() if session.identity.name == name))
 
     def find(self, cookie: str) -> Session | None:
         try:

@@ -80,12 +80,27 @@ def test_it_ends_by_itself(monkeypatch):
     assert not held.is_open(session)
 
 
-def test_the_oldest_goes_when_there_are_too_many(monkeypatch):
-    monkeypatch.setattr(sessions, "MOST_SESSIONS", 2)
+def test_who_logs_in_again_and_again_ends_its_own_oldest_session_alone(monkeypatch):
+    monkeypatch.setattr(sessions, "MOST_OF_A_NAME", 2)
     held = Sessions()
-    first, *others = [held.open(str(number), REVIEWER) for number in range(3)]
-    assert held.find(first) is None
-    assert all(held.find(cookie) is not None for cookie in others)
+    cookies = [held.open("key", Identity(name=name, role="review")) for name in ("ann", "bob", "bob", "bob", "bob")]
+    assert [held.find(cookie) is not None for cookie in cookies] == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("names", "ended"),
+    [
+        (("ann", "bob", "bob", "bob"), 1),  # the newcomer has the most
+        (("ann", "bob", "bob", "eve"), 1),  # somebody else has
+        (("ann", "bob", "eve", "bob"), 1),  # as many as the others: its own
+        (("ann", "bob", "eve", "dan"), 0),  # it has none
+    ],
+)
+def test_where_the_house_is_full_who_has_the_most_makes_room(monkeypatch, names, ended):
+    monkeypatch.setattr(sessions, "MOST_SESSIONS", 3)
+    held = Sessions()
+    cookies = [held.open("key", Identity(name=name, role="review")) for name in names]
+    assert [number for number, cookie in enumerate(cookies) if held.find(cookie) is None] == [ended]
 
 
 def test_roles_include_those_before_them():
