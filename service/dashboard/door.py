@@ -98,6 +98,7 @@ class Door:
             return login_page(told, status=error.problem.status)
         except ClientError as error:
             return login_page(f"The service does not answer: {error}", status=HTTPStatus.SERVICE_UNAVAILABLE)
+        self._close(request)
         response = RedirectResponse(f"{PREFIX}/", HTTPStatus.SEE_OTHER)
         response.set_cookie(
             COOKIE,
@@ -111,12 +112,15 @@ class Door:
         return response
 
     async def _log_out(self, request: Request) -> Response:
-        session = self._sessions.find(request.cookies.get(COOKIE, ""))
-        if session is not None:
-            self._sessions.close(session)
+        self._close(request)
         response = RedirectResponse(LOGIN, HTTPStatus.SEE_OTHER)
         response.delete_cookie(COOKIE, path=PREFIX, httponly=True, samesite="strict")
         return response
+
+    def _close(self, request: Request) -> None:
+        session = self._sessions.find(request.cookies.get(COOKIE, ""))
+        if session is not None:
+            self._sessions.close(session)
 
 
 async def _key_of(request: Request) -> str | None:

@@ -62,6 +62,10 @@ def log_in(client: httpx.Client, key: str) -> httpx.Response:
     return client.post("/dashboard/login", data={"key": key})
 
 
+def ticket_of(client: httpx.Client) -> dict[str, str]:
+    return {"cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+
+
 def test_without_a_key_there_is_a_login_and_nothing_else(client: httpx.Client) -> None:
     for path in ("/dashboard/", "/dashboard/review", "/dashboard/kept/1/image", "/dashboard/_nicegui/nothing"):
         answer = client.get(path)
@@ -136,12 +140,21 @@ def test_who_may_only_predict_sees_the_playground_only(client: httpx.Client, key
 
 def test_logging_out_ends_the_session_on_the_server(client: httpx.Client, keys: dict[str, str]) -> None:
     log_in(client, keys["admin"])
-    cookies = dict(client.cookies)
+    ticket = ticket_of(client)
     assert client.get("/dashboard/about").status_code == 200
     assert client.post("/dashboard/logout").headers["location"] == "/dashboard/login"
-    assert (
-        client.get("/dashboard/about", headers={"cookie": f"lgm_session={cookies['lgm_session']}"}).status_code == 303
-    )
+    assert client.get("/dashboard/about", headers=ticket).status_code == 303
+
+
+def test_logging_in_again_ends_the_session_before(client: httpx.Client, keys: dict[str, str]) -> None:
+    log_in(client, keys["admin"])
+    ticket = ticket_of(client)
+    assert log_in(client, "lgm_wrong").status_code == 401
+    assert client.get("/dashboard/about", headers=ticket).status_code == 200
+    assert log_in(client, keys["predict"]).status_code == 303
+    assert client.get("/dashboard/playground").status_code == 200
+    client.cookies.clear()
+    assert client.get("/dashboard/about", headers=ticket).status_code == 303
 
 
 def test_whoami_tells_name_and_role(client: httpx.Client, keys: dict[str, str]) -> None:
