@@ -60,9 +60,9 @@ class Door:
         return self._options.allow_anonymous or (self._options.on_loopback and is_local_name(host))
 
     async def _session(self, connection: HTTPConnection) -> Session | None:
-        found = self._sessions.find(connection.cookies.get(COOKIE, ""))
-        if found is not None and await self._sessions.confirm(found):
-            return found
+        for found in self._held_by(connection):
+            if await self._sessions.confirm(found):
+                return found
         identity = await self._without_key()
         if identity is None:
             return None
@@ -101,7 +101,7 @@ class Door:
         self._close(request)
         response = RedirectResponse(f"{PREFIX}/", HTTPStatus.SEE_OTHER)
         response.set_cookie(
-            COOKIE,
+            _cookie_of(request),
             self._sessions.open(key, identity),
             max_age=LIFETIME_SECONDS,
             path=PREFIX,
@@ -114,13 +114,22 @@ class Door:
     async def _log_out(self, request: Request) -> Response:
         self._close(request)
         response = RedirectResponse(LOGIN, HTTPStatus.SEE_OTHER)
-        response.delete_cookie(COOKIE, path=PREFIX, httponly=True, samesite="strict")
+        response.delete_cookie(_cookie_of(request), path=PREFIX, httponly=True, samesite="strict")
         return response
 
     def _close(self, request: Request) -> None:
-        session = self._sessions.find(request.cookies.get(COOKIE, ""))
-        if session is not None:
+        for session in self._held_by(request):
             self._sessions.close(session)
+
+    def _held_by(self, connection: HTTPConnection) -> list[Session]:
+        """Whatever the cookie's port, which WebSockets passed on by the service do not tell: we know our tickets."""
+        tickets = [value for name, value in connection.cookies.items() if name.startswith(COOKIE)]
+        return [session for session in map(self._sessions.find, tickets) if session is not None]
+
+
+def _cookie_of(request: Request) -> str:
+    """Cookies ignore ports: without one in its name, the pages of one machine would write over each other's."""
+    return f"{COOKIE}{request.url.port or (443 if request.url.scheme == 'https' else 80)}"
 
 
 async def _key_of(request: Request) -> str | None:

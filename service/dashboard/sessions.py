@@ -13,7 +13,7 @@ from itsdangerous import BadSignature, TimestampSigner
 from service.client.errors import ProblemError
 from service.dashboard.upstream import Identity
 
-COOKIE = "lgm_session"
+COOKIE = "lgm_session_"  # and a port
 LIFETIME_SECONDS = 12 * 3600
 KNOWN_SECONDS = 10.0  # for so long is what the service says of a caller taken for granted
 MOST_SESSIONS = 4096

@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from playwright.sync_api import BrowserContext
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from service.dashboard.forwarding import MOST_REQUESTS
-from service.dashboard.sessions import COOKIE
 from service.dashboard.tabs import MOST_TABS_OF_ONE
 from service.key_file import append_key, append_revocation
 from service.keys import Role, make_key
@@ -64,6 +64,11 @@ def log_in(client: httpx.Client, key: str) -> httpx.Response:
 
 def ticket_of(client: httpx.Client) -> dict[str, str]:
     return {"cookie": "; ".join(f"{name}={value}" for name, value in client.cookies.items())}
+
+
+def take_session(context: BrowserContext, client: httpx.Client) -> None:
+    url = str(client.base_url)
+    context.add_cookies([{"name": name, "value": value, "url": url} for name, value in client.cookies.items()])
 
 
 def test_without_a_key_there_is_a_login_and_nothing_else(client: httpx.Client) -> None:
@@ -217,7 +222,7 @@ def test_a_revoked_key_sees_nothing_more_in_new_pages_and_open_tabs(
     with chromium() as browser:
         context = browser.new_context()
         context.set_default_timeout(TIMEOUT_MILLISECONDS)
-        context.add_cookies([{"name": COOKIE, "value": client.cookies[COOKIE], "url": guarded.url}])
+        take_session(context, client)
         page, stubborn = context.new_page(), context.new_page()
         stubborn.route("**/dashboard/", lambda route: route.abort())
         for tab in (page, stubborn):
@@ -279,7 +284,7 @@ def test_after_a_restart_of_the_page_an_open_tab_comes_to_the_login(
     with chromium() as browser:
         context = browser.new_context()
         context.set_default_timeout(TIMEOUT_MILLISECONDS)
-        context.add_cookies([{"name": COOKIE, "value": client.cookies[COOKIE], "url": guarded.url}])
+        take_session(context, client)
         page = context.new_page()
         page.goto(f"{guarded.url}/dashboard/classes")
         page.locator(".rows").first.wait_for()
@@ -292,6 +297,19 @@ def test_it_runs_apart_from_the_service_too(guarded: Server, keys: dict[str, str
         assert client.get("/dashboard/").headers["location"] == "/dashboard/login"
         log_in(client, keys["admin"])
         assert client.get("/dashboard/").status_code == 200
+
+
+def test_pages_of_one_machine_log_nobody_out_of_each_other(
+    guarded: Server, client: httpx.Client, keys: dict[str, str]
+) -> None:
+    with dashboard_of(guarded) as other:
+        pages = [f"{page.base_url}/dashboard" for page in (client, other)]
+        for page in (*pages, pages[0]):
+            assert client.post(f"{page}/login", data={"key": keys["review"]}).status_code == 303
+        assert set(client.cookies) == {f"lgm_session_{page.base_url.port}" for page in (client, other)}
+        assert [client.get(f"{page}/about").status_code for page in pages] == [200, 200]
+        client.post(f"{pages[0]}/logout")
+        assert [client.get(f"{page}/about").status_code for page in pages] == [303, 200]
 
 
 def test_an_address_that_is_none_is_one_line_and_status_two() -> None:
