@@ -55,9 +55,7 @@ class RivalLoss(nn.Module, ABC):
 
         Raises ConfigurationError when features are not (n, d), or the loss was made half precision.
         """
-        if features.ndim != 2 or features.shape[1] != self.num_features:
-            said = tuple(features.shape)
-            raise ConfigurationError(f"features must be (n, {self.num_features}) for this loss, got {said}")
+        self._check_features(features, least=0)
         features = features.to(self._dtype())
         with torch.autocast(features.device.type, enabled=False):
             return self._logits(features)
@@ -88,12 +86,16 @@ class RivalLoss(nn.Module, ABC):
             raise ConfigurationError(f"this loss holds {dtype}; keep it in float32, whatever the network computes in")
         return dtype
 
-    def _check(self, features: Tensor, labels: Tensor) -> None:
+    def _check_features(self, features: Tensor, *, least: int) -> None:
         shape, count = tuple(features.shape), self.num_features
-        if len(shape) != 2 or shape[1] != count or shape[0] == 0:
-            raise ConfigurationError(f"features must be (n >= 1, {count}) for this loss, got {shape}")
+        if len(shape) != 2 or shape[1] != count or shape[0] < least:
+            raise ConfigurationError(f"features must be (n >= {least}, {count}) for this loss, got {shape}")
+
+    def _check(self, features: Tensor, labels: Tensor) -> None:
+        self._check_features(features, least=1)
         if labels.shape != features.shape[:1] or labels.is_floating_point():
-            raise ConfigurationError(f"labels must be {shape[0]} integers, got {labels.dtype} {tuple(labels.shape)}")
+            said = f"{labels.dtype} {tuple(labels.shape)}"
+            raise ConfigurationError(f"labels must be {len(features)} integers, got {said}")
         if labels.device.type == "cpu":
             low, high = labels.aminmax()
             if low < 0 or high >= self.num_classes:
