@@ -17,7 +17,7 @@ from model.fields import CHECKED, Count, NonNegative, Positive, Seed
 from model.loss_config import LossConfig
 from model.losses import known
 from model.network_config import MixtureConfig, NetworkConfig
-from model.overrides import apply, with_loss
+from model.overrides import LONGEST_NAME, apply, with_loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=CHECKED)
@@ -115,7 +115,7 @@ class TrainingConfig:
 class Config:
     """One training run."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=rf"^[a-z0-9][a-z0-9._-]{{0,{LONGEST_NAME - 1}}}$")]
     data: DataConfig
     network: NetworkConfig
     mixture: MixtureConfig = MixtureConfig()

@@ -7,7 +7,7 @@ from typing import Any
 from model.errors import ConfigurationError
 from model.losses import known
 
-MOST_LETTERS = 64  # of a run's name
+LONGEST_NAME = 64  # of a run
 
 
 def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def with_loss(values: Mapping[str, Any], name: str) -> dict[str, Any]:
     kept = [option for option in known.GAUSSIAN_OPTIONS.get(name, ()) if option in loss]
     changed = {**values, "loss": {"name": name, **{option: loss[option] for option in kept}}}
     if name != known.DEFAULT and isinstance(values.get("name"), str):
-        changed["name"] = f"{values['name'][: MOST_LETTERS - len(name) - 1]}-{name}"
+        changed["name"] = f"{values['name'][: LONGEST_NAME - len(name) - 1]}-{name}"
     if name in known.RIVALS and mixture.get("variance", "unit") == "unit":
         changed["mixture"] = {**mixture, "variance": "diagonal"}
     return changed
