@@ -107,13 +107,14 @@ def _saturation(attacks: Sequence[Measured]) -> Iterator[Check]:
 def _enough_steps(attacks: Sequence[Measured]) -> Iterator[Check]:
     """Few steps bring few images past a detector, which would pass for its strength."""
     aware = [one for one in attacks if one.task.knowledge == "full"]
-    hasty = [one for one in aware if _steps(one) < ADAPTIVE_STEPS]
-    longer = {(one.task.name, one.task.eps, one.task.seed) for one in aware if _steps(one) >= ADAPTIVE_STEPS}
-    alone = [one for one in hasty if (one.task.name, one.task.eps, one.task.seed) not in longer]
-    for one in alone:
+    longest: dict[tuple[object, ...], Measured] = {}
+    for one in sorted(aware, key=_steps):
+        longest[one.task.name, one.task.eps, one.task.seed] = one
+    hasty = [one for one in longest.values() if _steps(one) < ADAPTIVE_STEPS]
+    for one in hasty:
         told = f"{_told(one)}: fewer than {ADAPTIVE_STEPS} steps may be too few to get through"
         yield Check(name="enough steps", level="warn", message=told)
-    if not alone:
+    if not hasty:
         told = f"each that knows the detector takes {ADAPTIVE_STEPS} or more" if aware else "none knows the detector"
         yield Check(name="enough steps", level="passed" if aware else "not run", message=told)
 

@@ -4,7 +4,7 @@ import shlex
 import sys
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -135,10 +135,15 @@ def _evaluate_with_ray(
 def _evaluate(inputs: Inputs, output: Path, engine: Engine) -> None:
     command = shlex.join(["lgm", *sys.argv[1:]])
     make_folder(output)
-    with alone_in(output), LiveTable() as watcher:
-        evaluation = Evaluation(inputs, output, watcher, command=command, engine=engine)
-        results = evaluation.run()
-    write_text(output / REPORT, write_report(results, evaluation.measured))
+    with alone_in(output):
+        with LiveTable() as watcher:
+            evaluation = Evaluation(inputs, output, watcher, command=command, engine=engine)
+            results = evaluation.run()
+        write_text(output / REPORT, write_report(results, evaluation.measured))
+    _tell(results, output)
+
+
+def _tell(results: dict[str, Any], output: Path) -> None:
     console = output_console()
     if results["rows"]:
         console.print(build_table(worth_telling(results["rows"]), width=console.width))
