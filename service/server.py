@@ -111,7 +111,10 @@ class Server(uvicorn.Server):
             handshake_seconds=settings.head_timeout_seconds,
             max_handshakes=settings.max_connections,
         )
-        listener.open()
+        try:
+            listener.open()
+        except OSError as error:  # somebody else listens there since it was bound
+            raise SettingsError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
         self.servers.append(listener)  # type: ignore[arg-type]
 
     def _check_loaded(self, loading: asyncio.Task[None]) -> None:

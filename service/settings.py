@@ -237,6 +237,12 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.grpc_port and self.grpc_port == self.port:
+            raise ValueError(f"grpc_port and port are both {self.port}; each protocol needs its own")
+        return self
+
+    @model_validator(mode="after")
     def _requests_fit_the_queue(self) -> Self:
         if self.max_instances > self.queue_capacity:
             raise ValueError(
@@ -255,7 +261,10 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = init_settings().get("config") or os.environ.get(PREFIX + "CONFIG")
-        from_file = InitSettingsSource(settings_cls, _read_toml(Path(path)) if path else {})
+        values = _read_toml(Path(path)) if path else {}
+        if "config" in values:
+            raise SettingsError(f"config: {path} names another file; one alone is read")
+        from_file = InitSettingsSource(settings_cls, values)
         return init_settings, env_settings, from_file
 
 

@@ -50,6 +50,7 @@ def test_an_empty_variable_is_as_if_unset(monkeypatch):
         ("port = ", "is not TOML"),
         ("port = 70000", r"port \(--port, LGM_PORT\): .*65535, got 70000"),
         ("[table]\nport = 1", "unknown setting 'table'"),
+        ("config = 'b.toml'", "names another file"),
     ],
 )
 def test_a_wrong_file_is_refused(toml, text, message):
@@ -165,6 +166,7 @@ def test_requests_that_the_queue_could_never_take_are_refused():
     [
         ({"api_keys": "keys.toml", "allow_anonymous": True}, "api_keys and allow_anonymous exclude each other"),
         ({"tls_certificate": "c.pem"}, "tls_certificate and tls_key are only good together"),
+        ({"port": 8001, "grpc_port": 8001}, "grpc_port and port are both 8001"),
         ({"tls_key": "k.pem"}, "tls_certificate and tls_key are only good together"),
         ({"tls_client_ca": "ca.pem"}, "tls_client_ca needs tls_certificate and tls_key"),
         (
@@ -176,6 +178,10 @@ def test_requests_that_the_queue_could_never_take_are_refused():
 def test_settings_that_do_not_fit_together_are_refused(given, message):
     with pytest.raises(SettingsError, match=message):
         load_settings(**given)
+
+
+def test_two_servers_may_both_leave_the_choice_of_the_port():
+    assert load_settings(port=0, grpc_port=0).grpc_port == 0
 
 
 def test_every_setting_is_described():
