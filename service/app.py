@@ -57,7 +57,7 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     if runtime.dashboard is not None:
         app.add_middleware(Forwarding, dashboard=runtime.dashboard, runtime=runtime)
     routes = [route for router in ROUTERS for route in router.routes]
-    app.add_middleware(Observation, runtime=runtime, routes=routes)
+    app.add_middleware(Observation, runtime=runtime, routes=[*app.routes, *routes])
     app.add_middleware(RequestIdentity, runtime=runtime)
     app.add_middleware(Tracing, spans=runtime.spans)
     problems.add_handlers(app, runtime)

@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from model.errors import ImageError
 from model.images import ImageFormat, decode_pixels
-from service.errors import FieldFault, InvalidInputError, MalformedBodyError
+from service.errors import FieldFault, InvalidImagesError, InvalidInputError, MalformedBodyError
 from service.judgements import Floats
 
 Raw = TypeVar("Raw")
@@ -92,7 +92,7 @@ def _gather(named: Iterable[tuple[str, Raw]], decode: Callable[[Raw], Floats]) -
         except ImageError as error:
             faults[position] = FieldFault(field, str(error))
     if not images:
-        raise InvalidInputError(*faults.values())
+        raise InvalidImagesError(*faults.values())
     return Batch(len(images) + len(faults), images[0][np.newaxis] if len(images) == 1 else np.stack(images), faults)
 
 

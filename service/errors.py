@@ -56,6 +56,10 @@ class InvalidInputError(RequestError):
     code = "invalid-input"
 
 
+class InvalidImagesError(InvalidInputError):
+    """Its images were read, and each of its faults is one of them that cannot be judged."""
+
+
 class InvalidParametersError(RequestError):
     """No image is at fault, but what was asked about it."""
 

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import Scope
 
 from service import errors
@@ -30,6 +31,7 @@ STATUSES: dict[type[ServiceError], int] = {
     errors.BodyTooLargeError: 413,
     errors.UnsupportedMediaError: 415,
     errors.InvalidInputError: 422,
+    errors.InvalidImagesError: 422,
     errors.InvalidParametersError: 422,
     errors.MissingPreconditionError: 428,
     errors.TooManyRequestsError: 429,
@@ -71,7 +73,7 @@ def answer_error(scope: Scope, error: ServiceError, runtime: Runtime) -> Respons
 
 def count(runtime: Runtime, error: ServiceError) -> None:
     runtime.metrics.rejected.labels(error.code).inc()
-    if isinstance(error, errors.InvalidInputError):
+    if isinstance(error, errors.InvalidImagesError):
         runtime.metrics.images.labels("rejected").inc(len(error.faults))
 
 
@@ -117,8 +119,17 @@ def problem_body(status: int, detail: str, *, code: str, request_id: str, faults
 
 def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(_methods_of(request))  # the framework knows those of the first route there
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
     detail = {404: "no such route", 405: "this route does not take this method"}.get(
         error.status_code, str(error.detail)
     )
-    return problem(request.scope, error.status_code, detail, code=code, headers=dict(error.headers or {}))
+    return problem(request.scope, error.status_code, detail, code=code, headers=headers)
+
+
+def _methods_of(request: Request) -> list[str]:
+    """All that the path takes."""
+    here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for route in here for method in getattr(route, "methods", None) or ()})

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from service.errors import InvalidInputError
+from service.errors import InvalidImagesError
 
 MAX_BUCKETS = 10_000
 OVERFLOW = "*"
@@ -42,7 +42,7 @@ def paying_for_faults(state: MutableMapping[str, Any]) -> Iterator[None]:
     """Images that cannot be judged were read all the same: each has its fault, and counts in the request's state."""
     try:
         yield
-    except InvalidInputError as error:
+    except InvalidImagesError as error:
         state["num_images"] = len(error.faults)
         raise
 

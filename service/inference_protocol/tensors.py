@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from model.images import ImageFormat
 from service.decoding import told
-from service.errors import FieldFault, InvalidInputError
+from service.errors import FieldFault, InvalidImagesError, InvalidInputError
 from service.judgements import Floats
 
 IMAGES = "images"
@@ -136,7 +136,7 @@ def _check_range(elements: NDArray[Any], datatype: Datatype) -> None:
         return
     rows = elements.reshape(len(elements), -1)
     extremes = zip(rows.min(axis=1), rows.max(axis=1), strict=True)
-    raise InvalidInputError(
+    raise InvalidImagesError(
         *(
             FieldFault(f"{IMAGES}[{position}]", _outside(low, high, datatype.greatest))
             for position, (low, high) in enumerate(extremes)

@@ -236,6 +236,10 @@ def test_unknown_routes_and_methods_are_problems_too(client, method, path, statu
     assert status == 404 or response.headers["allow"]
 
 
+def test_all_methods_of_a_path_are_told(client):
+    assert client.put("/v1/quarantine/1").headers["allow"] == "DELETE, GET, PATCH"
+
+
 @given(content=st.binary(max_size=300), content_type=st.sampled_from(["image/png", "application/json", BOUNDARY]))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_bytes_break_it(client, content, content_type):

@@ -174,6 +174,26 @@ def test_metrics_count_what_happened(make_client, digit_files, abnormal_file, di
     assert "secret" not in client.get("/metrics").text
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"json": {"instances": []}},
+        {"content": b"{"},
+        {"content": b"bad", "headers": PNG | {"x-deadline-ms": "soon"}},
+    ],
+)
+def test_what_held_no_image_rejects_none(client, wrong):
+    before = samples(client).get(("lgm_images_total", "rejected"))
+    assert 400 <= client.post(URL, **wrong).status_code < 500
+    assert samples(client).get(("lgm_images_total", "rejected")) == before
+
+
+def test_what_the_framework_serves_counts_under_its_route(client):
+    before = samples(client).get(("lgm_requests_total", "/openapi.json", "200"), 0)
+    client.get("/openapi.json")
+    assert samples(client)["lgm_requests_total", "/openapi.json", "200"] == before + 1
+
+
 def test_openapi_tells_the_request_forms_and_the_problems(client):
     document = client.get("/openapi.json").json()
     operation = document["paths"][URL]["post"]
