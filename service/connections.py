@@ -137,6 +137,9 @@ class Connection(IgnoringUpgrades):
         self._surplus_bytes, self._others_bytes = 0, self._body_bytes
         self._await_client(self._house.head_timeout_seconds)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value.rstrip(b" \t"))  # blanks around a value are none of it (RFC 9110, 5.5)
+
     def on_headers_complete(self) -> None:
         refusal = self._refusal_of_head()
         if refusal is not None:

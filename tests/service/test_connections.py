@@ -37,7 +37,8 @@ async def echo(scope, receive, send) -> None:
             return
         body, more = body + message["body"], message["more_body"]
     size = int(scope["path"].strip("/")) if scope["path"].strip("/").isdecimal() else 0
-    answer = json.dumps({"path": scope["path"], "body": len(body)}).encode() + b" " * size
+    told = {name.decode(): value.decode() for name, value in scope["headers"] if name == b"x-told"}
+    answer = json.dumps({"path": scope["path"], "body": len(body), **told}).encode() + b" " * size
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(answer))]})
     await send({"type": "http.response.body", "body": answer})
 
@@ -122,6 +123,14 @@ def run(scenario: Callable[[Site], Awaitable[None]], **limits: Any) -> None:
             await scenario(site)
 
     asyncio.run(inside())
+
+
+def test_blanks_around_a_value_are_none_of_it():
+    async def scenario(site: Site) -> None:
+        answer = await site.ask(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\nx-told: \t two words \t \r\n\r\n")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["x-told"] == "two words"
+
+    run(scenario)
 
 
 def test_good_requests_share_a_connection():
