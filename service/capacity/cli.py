@@ -39,6 +39,9 @@ def capacity(
     ] = 0.6,
     price: Annotated[float, typer.Option(help="Of one replica for an hour, in any currency.")] = 0.1,
     flagged_share: Annotated[float, typer.Option(help="Share of images that is flagged and kept.")] = 0.01,
+    access_log_share: Annotated[
+        float, typer.Option(help="Share of requests that get a line in the log, as the service's setting says.")
+    ] = 1.0,
     limits: Annotated[Path | None, typer.Option(help="TOML file with limits of the surroundings.")] = None,
     requests: Annotated[int, typer.Option(help="Requests that are simulated for each figure.")] = 5_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated arrivals.")] = 0,
@@ -61,7 +64,10 @@ def capacity(
     replica = planning.replica_of(measured, cores=cores, workers=workers)
     per_replica = planning.images_per_replica(replica, demand)
     traffic = Traffic(
-        images_per_request=images_per_request, images_per_replica=per_replica, flagged_share=flagged_share
+        images_per_request=images_per_request,
+        images_per_replica=per_replica,
+        flagged_share=flagged_share,
+        access_log_share=access_log_share,
     )
     plans = [planning.plan(replica, demand, rate=one, per_replica=per_replica) for one in rate or RATES]
     console = Console(width=WIDTH)

@@ -85,13 +85,14 @@ class Part:
 class Traffic:
     """What a second of it is like. Raises ConfigurationError that names the limit.
 
-    flagged_share: of all images, kept for review each. images_per_replica: a second.
+    flagged_share: of all images, kept for review each. access_log_share: the service's setting. images_per_replica: a
+    second.
     """
 
     images_per_request: int
     images_per_replica: float
     flagged_share: float = 0.01
-    access_log_share: float = 0.01
+    access_log_share: float = Settings.model_fields["access_log_share"].default
 
     def __post_init__(self) -> None:
         for name in ("flagged_share", "access_log_share"):
@@ -114,6 +115,7 @@ def _budgets(curve: Curve, traffic: Traffic, limits: Limits) -> dict[str, tuple[
     replicas = 1 / traffic.images_per_replica
     series, connections = replicas * curve.series, replicas * limits.connections_per_replica
     lines = requests * traffic.access_log_share
+    questions = requests * (1 if traffic.images_per_request == 1 else 2)  # the second charges for the further images
     room = Settings.model_fields["quarantine_max_items"].default
     writes = limits.writes_per_replica_per_second
     # More replicas share it out, so it is too much from the first image on, or never.
@@ -128,7 +130,7 @@ def _budgets(curve: Curve, traffic: Traffic, limits: Limits) -> dict[str, tuple[
         "metrics": (limits.prometheus_series, f"{{:,.0f}} series, {curve.series} a replica", series),
         "balancer's requests": (limits.balancer_requests_per_second, "{:,.0f} requests a second", requests),
         "balancer's network": (limits.balancer_bytes_per_second, "{:,.0f} bytes a second", curve.request_bytes),
-        "shared rate limits": (limits.redis_requests_per_second, "{:,.0f} requests a second", requests),
+        "shared rate limits": (limits.redis_requests_per_second, "{:,.0f} requests a second", questions),
         "cluster": (limits.cluster_pods, "{:,.0f} pods", replicas),
         "log": (limits.log_lines_per_second, "{:,.0f} lines a second", lines),
         "registry of versions": (1, "one replica", replicas),

@@ -181,6 +181,15 @@ def test_twice_the_flagged_share_halves_what_is_kept_and_nothing_else(curve):
     assert halved == {"people who review", "quarantine's room", "quarantine's rows", "quarantine's files"}
 
 
+def test_a_second_image_of_a_request_costs_a_second_question_and_the_log_is_as_full_as_it_is_set(curve):
+    one, eight, sampled = (
+        {part.name: part.full_at for part in parts(curve, replace(TRAFFIC, **changed), Limits())}
+        for changed in ({}, {"images_per_request": 8}, {"access_log_share": 0.01})
+    )
+    assert eight["shared rate limits"] == one["shared rate limits"] * 4
+    assert one["log"] == Limits().log_lines_per_second == sampled["log"] / 100
+
+
 def test_limits_come_from_a_file_and_wrong_ones_are_named(tmp_path):
     path = tmp_path / "limits.toml"
     path.write_text("reviews_per_second = 2\n")
