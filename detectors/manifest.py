@@ -88,6 +88,8 @@ def load_manifest(path: Path) -> Manifest:
 
 
 def _read(path: Path) -> bytes:
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise BundleError(f"{path} is no file")
     try:
         return path.read_bytes()
     except OSError as error:

@@ -56,9 +56,13 @@ class Registry:
         version = self._active.get(name) if version is None else version
         engine = self._engines.get((name, version or ""))
         if engine is None:
-            asked = name if version is None else f"{name} {version}"
-            raise UnknownModelError(f"no model {asked[:128]!r} is loaded here; GET /v1/models tells what there is")
+            raise UnknownModelError(f"{self._why_none(name, version)}; GET /v1/models tells what there is")
         return engine
+
+    def _why_none(self, name: str, version: str | None) -> str:
+        if version is None and self.versions(name):
+            return f"no version of the model {name!r} is active here"
+        return f"no model {(name if version is None else f'{name} {version}')[:128]!r} is loaded here"
 
     def active_engines(self) -> list[Engine]:
         """The one that answers of each name, the default name's first."""

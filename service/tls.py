@@ -64,8 +64,8 @@ def read_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SS
 
 
 def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
-    for path in (certificate, key):
-        _check_readable(path)
+    _check_readable("tls_certificate", certificate)
+    _check_readable("tls_key", key)
     try:
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
@@ -76,19 +76,19 @@ def _load(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
 
 
 def _trust(context: ssl.SSLContext, authorities: Path) -> None:
-    _check_readable(authorities)
+    _check_readable("tls_client_ca", authorities)
     try:
         context.load_verify_locations(authorities)
     except ssl.SSLError as error:
         raise SettingsError(f"tls_client_ca: {authorities} holds no PEM certificate ({error.reason})") from None
 
 
-def _check_readable(path: Path) -> None:
+def _check_readable(setting: str, path: Path) -> None:
     """OpenSSL does not say which file it could not read."""
     try:
         path.open("rb").close()
     except OSError as error:
-        raise SettingsError(f"TLS: {path} cannot be read: {error.strerror}") from None
+        raise SettingsError(f"{setting}: {path} cannot be read: {error.strerror}") from None
 
 
 def _fault(context: ssl.SSLContext, certificate: Path) -> str | None:

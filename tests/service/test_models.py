@@ -113,6 +113,8 @@ def test_another_name_answers_by_the_protocol_alone_until_it_is_unloaded(
     assert client.delete(url).status_code == 204
     assert client.get("/v2/models/letters/ready").status_code == 404
     assert client.post(f"{URL}/letters/rollback").status_code == 404
+    assert client.post(f"{url}/load").status_code == 200
+    assert "no version of the model 'letters' is active here" in client.post(f"{URL}/letters/rollback").text
     assert 'name="letters"' not in client.get("/metrics").text
     assert client.post(f"{url}/activate").status_code == 200
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trustme
 
+from service.errors import SettingsError
 from service.file_watch import FileWatch
 from service.tls import Certificate
 from tests.service.test_listener import opened, run
@@ -65,6 +66,16 @@ async def shown(port: int, client: ssl.SSLContext) -> bytes | None:
         return None
     finally:
         writer.close()
+
+
+@pytest.mark.parametrize("missing", ["tls_certificate", "tls_key", "tls_client_ca"])
+def test_a_missing_file_is_told_by_its_setting(files: Files, tmp_path, missing):
+    files.issue()
+    files.trust(files.authority)
+    given = {"tls_certificate": files.certificate, "tls_key": files.key, "tls_client_ca": files.client_ca}
+    given[missing] = tmp_path / "nothing.pem"
+    with pytest.raises(SettingsError, match=rf"^{missing}: .*nothing\.pem cannot be read"):
+        Certificate(*given.values())
 
 
 @pytest.mark.parametrize(("before", "after"), [(ECDSA, RSA), (RSA, ECDSA), (ECDSA, ECDSA)])
