@@ -91,7 +91,7 @@ class AsyncClient:
         return await self._run(calls.activate(name, version))
 
     async def roll_back(self, name: str) -> Model:
-        """Let the version answer again that did before."""
+        """Let the version answer again that did before. Not sent again where a connection broke."""
         return await self._run(calls.roll_back(name))
 
     async def _predict_part(self, part: Part | Unsendable, sending: "_Sending") -> None:

@@ -23,7 +23,10 @@ MISSHAPEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One request, without what every one has: address, key, deadline."""
+    """One request, without what every one has: address, key, deadline.
+
+    retried: whether it is ever sent again. repeatable: whether doing it twice is as doing it once.
+    """
 
     method: str
     path: str
@@ -31,6 +34,7 @@ class Call:
     content: bytes | None = None
     files: list[tuple[str, tuple[str, bytes]]] | None = None
     retried: bool = True
+    repeatable: bool = True
 
 
 Conversation = Generator[Call, httpx.Response, Result]
@@ -69,7 +73,8 @@ def activate(name: str, version: str) -> Conversation[Model]:
 
 
 def roll_back(name: str) -> Conversation[Model]:
-    return _read_json((yield Call(method="POST", path=f"/v1/models/{quote(name, safe='')}/rollback")), Model.read)
+    path = f"/v1/models/{quote(name, safe='')}/rollback"
+    return _read_json((yield Call(method="POST", path=path, repeatable=False)), Model.read)
 
 
 def predict(part: Part, known: Known, *, request_id: str) -> Conversation[PartAnswer]:

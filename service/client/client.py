@@ -84,7 +84,7 @@ class Client:
         return self._run(calls.activate(name, version))
 
     def roll_back(self, name: str) -> Model:
-        """Let the version answer again that did before."""
+        """Let the version answer again that did before. Not sent again where a connection broke."""
         return self._run(calls.roll_back(name))
 
     def _run(self, conversation: Conversation[Result]) -> Result:

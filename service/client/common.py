@@ -54,7 +54,7 @@ class Settings:
 
     def attempts(self, call: Call) -> Attempts:
         retries = self.retries if call.retried else Retries(max_attempts=1)
-        return Attempts(retries, timeout_seconds=self.timeout_seconds)
+        return Attempts(retries, timeout_seconds=self.timeout_seconds, repeatable=call.repeatable)
 
     def parts(self, images: Images) -> Iterator[Part | Unsendable]:
         return split(entries(images), max_instances=self.max_instances, max_bytes=MAX_BYTES)

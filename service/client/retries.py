@@ -12,6 +12,7 @@ import httpx
 from service.client.errors import ClientError, DeadlineError, InputError, UnreachableError
 
 AGAIN_STATUSES = frozenset({429, 503})  # all others would answer the same again, or have had an effect
+UNTOLD_ATTEMPTS = 5
 SILENCE = "Server disconnected without sending a response."  # httpcore has no error of its own for it
 
 
@@ -19,27 +20,42 @@ SILENCE = "Server disconnected without sending a response."  # httpcore has no e
 class Retries:
     """max_attempts in all; waits double from first_wait_seconds to max_wait_seconds, each cut at random to spread.
 
-    A Retry-After of the service is followed instead, however long, if the deadline allows.
+    A Retry-After of the service is followed instead, however long, if the deadline allows; at random up to as long
+    again passes besides, but no more than max_wait_seconds. Without max_attempts the deadline alone bounds those that
+    follow a Retry-After, and all others are five at most.
     """
 
-    max_attempts: int = 5
+    max_attempts: int | None = None
     first_wait_seconds: float = 0.1
     max_wait_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        if self.max_attempts < 1 or not 0 <= self.first_wait_seconds <= self.max_wait_seconds:
+        never = self.max_attempts is not None and self.max_attempts < 1
+        if never or not 0 <= self.first_wait_seconds <= self.max_wait_seconds:
             raise InputError(f"retries need max_attempts >= 1 and 0 <= first wait <= longest wait, got {self}")
 
 
 class Attempts:
-    """The attempts at one request, within one deadline for all of them."""
+    """The attempts at one request, within one deadline for all of them.
 
-    def __init__(self, retries: Retries, *, timeout_seconds: float, draw: Callable[[], float] = random.random):
+    repeatable: whether doing it twice is as doing it once.
+    """
+
+    def __init__(
+        self,
+        retries: Retries,
+        *,
+        timeout_seconds: float,
+        repeatable: bool = True,
+        draw: Callable[[], float] = random.random,
+    ):
         self._retries = retries
         self._timeout_seconds = timeout_seconds
         self._deadline = time.monotonic() + timeout_seconds
+        self._repeatable = repeatable
         self._draw = draw
         self._made = 0
+        self._told = 0
 
     def begin(self) -> float:
         """Count one more; the seconds left for it. Raises DeadlineError for none."""
@@ -57,11 +73,12 @@ class Attempts:
 
     def after_response(self, response: httpx.Response) -> float | None:
         """How long to wait before the next attempt; None where this answer stands."""
-        if response.status_code not in AGAIN_STATUSES or self._made >= self._retries.max_attempts:
+        if response.status_code not in AGAIN_STATUSES:
             return None
         told = retry_after(response.headers.get("retry-after"))
-        wait = self._backoff() if told is None else told
-        return wait if self._in_time(wait) else None
+        self._told += told is not None
+        wait = self._draw() * self._doubled() if told is None else self._spread(told)
+        return wait if not self._spent() and self._in_time(wait) else None
 
     def after_failure(self, error: httpx.TransportError) -> float:
         """How long to wait before the next attempt. Raises what the caller is to see where there is none.
@@ -70,8 +87,10 @@ class Attempts:
         """
         if isinstance(error, httpx.TimeoutException) and not isinstance(error, httpx.ConnectTimeout):
             raise self.too_late() from error
-        wait = self._backoff()
-        if not _unanswered(error) or self._made >= self._retries.max_attempts or not self._in_time(wait):
+        wait = self._draw() * self._doubled()
+        if _unanswered(error) and not _unsent(error) and not self._repeatable:
+            raise UnreachableError(_describe(error, "gave no answer and may have done what was asked")) from error
+        if not _unanswered(error) or self._spent() or not self._in_time(wait):
             through = " through its proxy" if isinstance(error, httpx.ProxyError) else ""
             raise UnreachableError(_describe(error, f"cannot be reached{through}")) from error
         return wait
@@ -82,10 +101,21 @@ class Attempts:
             return self.too_late()
         return UnreachableError(_describe(error, "broke off its answer"))
 
-    def _backoff(self) -> float:
-        """Full jitter: anywhere up to the doubled wait, so that clients do not come back together."""
-        longest = self._retries.first_wait_seconds * 2.0 ** (self._made - 1)
-        return self._draw() * min(self._retries.max_wait_seconds, longest)
+    def _spent(self) -> bool:
+        if self._retries.max_attempts is None:
+            return self._made - self._told >= UNTOLD_ATTEMPTS
+        return self._made >= self._retries.max_attempts
+
+    def _doubled(self) -> float:
+        """The longest wait; anywhere up to it (full jitter), so that clients do not come back together."""
+        longest = self._retries.first_wait_seconds * 2.0 ** min(self._made - 1, 64)
+        return min(self._retries.max_wait_seconds, longest)
+
+    def _spread(self, told: float) -> float:
+        """Not before the service said, and well before the deadline."""
+        longest = min(max(told, self._doubled()), self._retries.max_wait_seconds)
+        rest = max(0.0, self._deadline - time.monotonic() - told)
+        return told + self._draw() * min(longest, rest / 2)
 
     def _in_time(self, wait: float) -> bool:
         return time.monotonic() + wait < self._deadline
@@ -99,16 +129,20 @@ def retry_after(header: str | None) -> float | None:
         return float(header)
     try:
         date = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     zoned = date if date.tzinfo else date.replace(tzinfo=UTC)
     return max(0.0, (zoned - datetime.now(UTC)).total_seconds())
 
 
+def _unsent(error: httpx.TransportError) -> bool:
+    return isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
+
+
 def _unanswered(error: httpx.TransportError) -> bool:
     if isinstance(error, httpx.RemoteProtocolError):
         return str(error) == SILENCE
-    return isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError))
+    return _unsent(error) or isinstance(error, (httpx.ReadError, httpx.WriteError))
 
 
 def _describe(error: httpx.TransportError, what: str) -> str:

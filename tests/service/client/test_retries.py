@@ -13,6 +13,7 @@ from service.client import AnswerError, DeadlineError, InputError, ProblemError,
 from service.client.retries import Attempts, retry_after
 from tests.service.client.conftest import Ask
 from tests.service.client.scripted import (
+    MODEL,
     Act,
     ScriptedServer,
     answer,
@@ -75,6 +76,22 @@ def test_it_gives_up_after_so_many_attempts(ask: Ask) -> None:
     with ScriptedServer(OVERLOADED) as server, pytest.raises(ProblemError, match="503 overloaded"):
         ask(server.url, "predict", IMAGE, retries=Retries(max_attempts=3, first_wait_seconds=0.01))
     assert len(server.received) == 3
+
+
+def test_what_would_be_undone_by_a_second_time_is_sent_again_only_after_a_refusal(ask: Ask) -> None:
+    lost = pytest.raises(UnreachableError, match="gave no answer and may have done what was asked")
+    with ScriptedServer(OVERLOADED, hang_up, answer(200, MODEL)) as server, lost:
+        ask(server.url, "roll_back", "mnist", retries=FAST)
+    assert len(server.received) == 2
+    with ScriptedServer(hang_up, answer(200, MODEL)) as server:
+        ask(server.url, "activate", "mnist", "abc", retries=FAST)
+    assert len(server.received) == 2
+
+
+def test_what_was_never_sent_is_sent_again_whatever_it_is() -> None:
+    attempts = Attempts(FAST, timeout_seconds=60, repeatable=False)
+    attempts.begin()
+    assert attempts.after_failure(httpx.ConnectError("refused")) <= 0.01
 
 
 def test_nobody_there(ask: Ask) -> None:
@@ -187,6 +204,29 @@ def test_waits_double_up_to_their_limit_and_are_cut_at_random() -> None:
         assert waits == [pytest.approx(draw * wait) for wait in (0.1, 0.2, 0.4, 0.8, 1, 1, 1)] + [None]
 
 
+def test_a_retry_after_is_followed_for_as_long_as_there_is_time() -> None:
+    attempts = Attempts(Retries(), timeout_seconds=60)
+    for _ in range(2000):
+        attempts.begin()
+        assert attempts.after_response(httpx.Response(503, headers={"retry-after": "1"})) is not None
+    for _ in range(4):
+        attempts.begin()
+        assert attempts.after_response(httpx.Response(503)) is not None
+    attempts.begin()
+    assert attempts.after_response(httpx.Response(503)) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "draw", "wait"),
+    [(0, 1, 0.1), (2, 0, 2), (2, 0.5, 3), (30, 1, 35), (58, 1, 59)],
+)
+def test_those_told_the_same_come_back_apart_and_in_time(told: float, draw: float, wait: float) -> None:
+    attempts = Attempts(Retries(), timeout_seconds=60, draw=lambda: draw)
+    attempts.begin()
+    response = httpx.Response(503, headers={"retry-after": str(told)})
+    assert attempts.after_response(response) == pytest.approx(wait, abs=0.1)
+
+
 @pytest.mark.parametrize("fields", [{"max_attempts": 0}, {"first_wait_seconds": -1}, {"max_wait_seconds": 0.01}])
 def test_retries_that_make_no_sense(fields: dict[str, float]) -> None:
     with pytest.raises(InputError, match="max_attempts >= 1"):
@@ -202,5 +242,5 @@ def test_the_forms_of_retry_after() -> None:
     assert retry_after(date(seconds=100)) == pytest.approx(100, abs=2)
     assert retry_after(date(days=-1)) == 0
     assert retry_after("Sun Nov  6 08:49:37 1994") == 0  # asctime's form, without a zone
-    for nonsense in (None, "", "-1", "1.5", "soon", "١"):
+    for nonsense in (None, "", "-1", "1.5", "soon", "١", f"Mon, 01 Jan 2024 {'9' * 20}:00:00 GMT"):
         assert retry_after(nonsense) is None
