@@ -42,7 +42,10 @@ Conversation = Generator[Call, httpx.Response, Result]
 
 @dataclass(slots=True)
 class Known:
-    """What a client remembers of the model that serves: its name, its images' shape, its columns' names."""
+    """What a client remembers of the model that serves: its name, its images' shape, its columns' names.
+
+    Before it leads to a refusal, it is asked for anew: another may have been activated.
+    """
 
     serving: open_inference.Description | None = None
 
@@ -98,23 +101,32 @@ def _predict_files(part: FilePart, request_id: str) -> Conversation[PartAnswer]:
 
 def _predict_tensors(part: TensorPart, known: Known, request_id: str) -> Conversation[PartAnswer]:
     sources = [tensor.source for tensor in part.tensors]
-    serving = known.serving = known.serving or (yield from _serving())
-    if part.shape != serving.shape:
+    remembered = known.serving
+    serving = remembered or (yield from _serving(known))
+    response = yield from _infer_where_it_fits(part, serving, request_id)
+    if remembered and (response is None or response.status_code == HTTPStatus.NOT_FOUND):
+        serving = yield from _serving(known)
+        if serving != remembered:
+            response = yield from _infer_where_it_fits(part, serving, request_id)
+    if response is None:
         failed = tuple(
             _failed(source, f"has shape {part.shape}; this model takes {serving.shape}") for source in sources
         )
         return PartAnswer(predictions=failed, model=None, request_id=None)
-    response = yield _infer(part, serving.model.name, request_id)
     if (refused := _refused_images(response, "images", sources)) is not None:
         return refused
-    if response.status_code == HTTPStatus.NOT_FOUND:
-        known.serving = None  # unloaded: the next call asks anew
     outputs = _read(response, open_inference.decode)
     if outputs.model != serving.model:
         serving = known.serving = yield from _describe(outputs.model)
     predictions = _checked(response, lambda: open_inference.predictions(outputs, serving, count=len(sources)))
     request_id = response.headers.get(REQUEST_ID, request_id)
     return PartAnswer(predictions=predictions, model=outputs.model, request_id=request_id)
+
+
+def _infer_where_it_fits(
+    part: TensorPart, serving: open_inference.Description, request_id: str
+) -> Conversation[httpx.Response | None]:
+    return (yield _infer(part, serving.model.name, request_id)) if part.shape == serving.shape else None
 
 
 def _infer(part: TensorPart, name: str, request_id: str) -> Call:
@@ -127,9 +139,11 @@ def _infer(part: TensorPart, name: str, request_id: str) -> Call:
     return Call(method="POST", path=f"/v2/models/{quote(name, safe='')}/infer", headers=headers, content=content)
 
 
-def _serving() -> Conversation[open_inference.Description]:
-    response = yield Call(method="GET", path="/readyz")
-    return (yield from _describe(_read_json(response, _model_of)))
+def _serving(known: Known) -> Conversation[open_inference.Description]:
+    model = _read_json((yield Call(method="GET", path="/readyz")), _model_of)
+    if known.serving is None or known.serving.model != model:
+        known.serving = yield from _describe(model)
+    return known.serving
 
 
 def _describe(model: Model) -> Conversation[open_inference.Description]:

@@ -3,12 +3,13 @@
 import json
 from typing import Any
 
+import anyio
 import httpx
 import numpy as np
 import pytest
 from tritonclient.http import InferenceServerClient, InferInput, InferResult
 
-from service.client import AnswerError, FailedPrediction, Model, ProblemError
+from service.client import AnswerError, AsyncClient, Client, FailedPrediction, Model, ProblemError
 from service.client.open_inference import HEADER_LENGTH, Description, decode, encode, predictions
 from tests.service.client.conftest import Ask
 from tests.service.client.scripted import MODEL, Act, Handler, ScriptedServer, answer, problem
@@ -43,7 +44,7 @@ TENSORS: dict[str, Any] = {
 DATATYPES = {"int64": "INT64", "float32": "FP32", "bool": "BOOL"}
 
 
-def body(tensors: dict[str, Any], version: str = "abc") -> tuple[bytes, int]:
+def body(tensors: dict[str, Any], version: str = "abc", name: str = "mnist") -> tuple[bytes, int]:
     """An answer as the protocol has it."""
     outputs = [
         {
@@ -54,12 +55,12 @@ def body(tensors: dict[str, Any], version: str = "abc") -> tuple[bytes, int]:
         }
         for name, values in tensors.items()
     ]
-    header = json.dumps({"model_name": "mnist", "model_version": version, "outputs": outputs}).encode()
+    header = json.dumps({"model_name": name, "model_version": version, "outputs": outputs}).encode()
     return header + b"".join(values.tobytes() for values in tensors.values()), len(header)
 
 
-def inferred(tensors: dict[str, Any], version: str = "abc") -> Act:
-    content, length = body(tensors, version)
+def inferred(tensors: dict[str, Any], version: str = "abc", name: str = "mnist") -> Act:
+    content, length = body(tensors, version, name)
 
     def act(handler: Handler) -> None:
         answer(200, content, **{HEADER_LENGTH: str(length), "x-request-id": "r"})(handler)
@@ -132,12 +133,58 @@ def test_the_model_is_asked_about_once_and_again_when_another_answers(ask: Ask) 
 def test_arrays_of_another_shape_fail_in_their_places(ask: Ask) -> None:
     wrong = np.zeros((1, 4, 4), np.float32)
     images = [IMAGES[0], wrong, IMAGES[1], IMAGES[2], wrong]
-    with ScriptedServer(READY, answer(200, METADATA), inferred(TENSORS)) as server:
+    with ScriptedServer(READY, answer(200, METADATA), inferred(TENSORS), READY) as server:
         options = {"max_concurrency": 1} if "async" in ask.__name__ else {}
         found = ask(server.url, "predict", images, **options).predictions
     assert [isinstance(of, FailedPrediction) for of in found] == [False, True, False, False, True]
     assert found[1].error.detail == "has shape (1, 4, 4); this model takes (1, 2, 2)"
     assert found[4].error.field == "images[4]"
+
+
+def described(version: str, shape: tuple[int, ...]) -> tuple[Act, Act]:
+    """/readyz and the metadata of a version that takes such images."""
+    ready = {"model": {"name": "mnist", "version": version}}
+    inputs = [{**METADATA["inputs"][0], "shape": [-1, *shape]}]
+    return answer(200, ready), answer(200, {**METADATA, "inputs": inputs})
+
+
+async def predict_in_turn(url: str, *batches: Any) -> list[Any]:
+    async with AsyncClient(url) as client:
+        return [await client.predict(images) for images in batches]
+
+
+def in_turn(ask: Ask, url: str, *batches: Any) -> list[Any]:
+    """By one client."""
+    if "async" in ask.__name__:
+        return anyio.run(predict_in_turn, url, *batches)
+    with Client(url) as client:
+        return list(map(client.predict, batches))
+
+
+def test_another_shape_is_judged_once_its_version_is_active(ask: Ask) -> None:
+    other = described("newer", (1, 4, 1))
+    script = (READY, answer(200, METADATA), inferred(TENSORS), *other, inferred(TENSORS, "newer"))
+    with ScriptedServer(*script) as server:
+        _, found = in_turn(ask, server.url, IMAGES, IMAGES.reshape(3, 1, 4, 1))
+    assert [of.label for of in found.predictions] == ["b", None, "a"]
+    assert found.models == (Model(name="mnist", version="newer"),)
+
+
+def test_a_model_that_has_gone_since_is_asked_for_by_its_successors_name(ask: Ask) -> None:
+    gone = answer(404, problem(404, "unknown-model"))
+    ready = answer(200, {"model": {"name": "digits", "version": "abc"}})
+    successor = ready, answer(200, METADATA), inferred(TENSORS, name="digits")
+    script = (READY, answer(200, METADATA), inferred(TENSORS), gone, *successor)
+    with ScriptedServer(*script) as server:
+        found = in_turn(ask, server.url, IMAGES, IMAGES)[1]
+    assert [of.label for of in found.predictions] == ["b", None, "a"]
+    assert [received.path for received in server.received[2:]] == [
+        "/v2/models/mnist/infer",
+        "/v2/models/mnist/infer",
+        "/readyz",
+        "/v2/models/digits/versions/abc",
+        "/v2/models/digits/infer",
+    ]
 
 
 def test_a_refusal_that_names_every_image_is_their_values(ask: Ask) -> None:
