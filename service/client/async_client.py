@@ -13,8 +13,8 @@ import httpx
 from service.client import calls
 from service.client.answers import Answer, Model, Versions
 from service.client.calls import Call, Conversation, Known
-from service.client.common import DEFAULT_URL, Collected, Settings, build_request, by_environment
-from service.client.errors import ClientError, InputError
+from service.client.common import DEFAULT_URL, Collected, Settings, build_request, by_environment, readable
+from service.client.errors import InputError
 from service.client.images import Images, Unsendable
 from service.client.parts import Part
 from service.client.retries import Attempts, Retries
@@ -48,7 +48,7 @@ class AsyncClient:
         self._max_concurrency = max_concurrency
         self._known = Known()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=max_concurrency)
-        with by_environment():
+        with by_environment(verify):
             self._http = httpx.AsyncClient(base_url=url, headers=self._settings.headers, verify=verify, limits=limits)
 
     async def __aenter__(self) -> "AsyncClient":
@@ -102,7 +102,7 @@ class AsyncClient:
                 return
             number, own_id = collected.begin()
             collected.add(number, part, await self._run(calls.predict(part, self._known, request_id=own_id)))
-        except ClientError as error:
+        except Exception as error:
             sending.fail(error)
         finally:
             sending.places.release()
@@ -120,9 +120,10 @@ class AsyncClient:
         attempts = self._settings.attempts(call)
         while True:
             left = attempts.begin()
+            request = build_request(self._http, call, left)
             try:
-                with anyio.fail_after(left):
-                    response = await self._http.send(build_request(self._http, call, left), stream=True)
+                with anyio.fail_after(left), readable(request):
+                    response = await self._http.send(request, stream=True)
                     await _read_whole(response, attempts)
             except TimeoutError:
                 raise attempts.too_late() from None
@@ -158,3 +159,5 @@ async def _read_whole(response: httpx.Response, attempts: Attempts) -> None:
         await response.aread()
     except httpx.TransportError as error:
         raise attempts.broken_off(error) from error
+    finally:
+        await response.aclose()

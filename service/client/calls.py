@@ -12,13 +12,14 @@ import httpx
 
 from service.client import open_inference
 from service.client.answers import FailedPrediction, Fault, Model, Prediction, PredictResponse, Problem, Versions
-from service.client.errors import AnswerError, ProblemError
+from service.client.errors import AnswerError, InputError, ProblemError
 from service.client.parts import FilePart, Part, TensorPart
+from service.client.transports import by_proxy
 
 Result = TypeVar("Result")
 REQUEST_ID = "x-request-id"
 BAD_IMAGE_STATUSES = frozenset({HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY})
-MISSHAPEN = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+MISSHAPEN = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,12 +72,12 @@ def models() -> Conversation[Versions]:
 
 
 def activate(name: str, version: str) -> Conversation[Model]:
-    path = f"/v1/models/{quote(name, safe='')}/versions/{quote(version, safe='')}/activate"
+    path = f"/v1/models/{_quoted(name)}/versions/{_quoted(version)}/activate"
     return _read_json((yield Call(method="POST", path=path)), Model.read)
 
 
 def roll_back(name: str) -> Conversation[Model]:
-    path = f"/v1/models/{quote(name, safe='')}/rollback"
+    path = f"/v1/models/{_quoted(name)}/rollback"
     return _read_json((yield Call(method="POST", path=path, repeatable=False)), Model.read)
 
 
@@ -136,7 +137,7 @@ def _infer(part: TensorPart, name: str, request_id: str) -> Call:
         "content-type": "application/octet-stream",
         open_inference.HEADER_LENGTH: str(header_length),
     }
-    return Call(method="POST", path=f"/v2/models/{quote(name, safe='')}/infer", headers=headers, content=content)
+    return Call(method="POST", path=f"/v2/models/{_quoted(name)}/infer", headers=headers, content=content)
 
 
 def _serving(known: Known) -> Conversation[open_inference.Description]:
@@ -147,7 +148,7 @@ def _serving(known: Known) -> Conversation[open_inference.Description]:
 
 
 def _describe(model: Model) -> Conversation[open_inference.Description]:
-    path = f"/v2/models/{quote(model.name, safe='')}/versions/{quote(model.version, safe='')}"
+    path = f"/v2/models/{_quoted(model.name)}/versions/{_quoted(model.version)}"
     response = yield Call(method="GET", path=path)
     return _read_json(response, lambda raw: open_inference.Description.read(model, raw))
 
@@ -165,6 +166,13 @@ def _refused_images(response: httpx.Response, field: str, sources: list[str]) ->
         raise ProblemError(problem)
     failed = tuple(_failed(source, str(detail)) for source, detail in zip(sources, details, strict=True))
     return PartAnswer(predictions=failed, model=None, request_id=problem.request_id)
+
+
+def _quoted(name: str) -> str:
+    try:
+        return quote(name, safe="")
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name!r} names no model or version: {error.reason}") from None
 
 
 def _model_of(raw: Any) -> Model:
@@ -204,4 +212,5 @@ def _checked(response: httpx.Response, read: Callable[[], Result]) -> Result:
 
 def _not_ours(response: httpx.Response, error: Exception) -> AnswerError:
     reason = f"{type(error).__name__}: {error}" if response.is_success else response.reason_phrase
-    return AnswerError(f"{response.request.url} answered {response.status_code} not as lgm-guard does ({reason})")
+    told = f"{response.request.url}{by_proxy(response.request)} answered {response.status_code}"
+    return AnswerError(f"{told} not as lgm-guard does ({reason})")

@@ -10,9 +10,10 @@ import httpx
 from service.client import calls
 from service.client.answers import Answer, Model, Versions
 from service.client.calls import Call, Conversation, Known
-from service.client.common import DEFAULT_URL, Collected, Settings, build_request, by_environment
+from service.client.common import DEFAULT_URL, Collected, Settings, build_request, by_environment, readable
 from service.client.images import Images, Unsendable
 from service.client.retries import Attempts, Retries
+from service.client.transports import keep_deadlines, until
 
 Result = TypeVar("Result")
 
@@ -21,7 +22,7 @@ class Client:
     """Asks a service, one request after the other. A context manager; may be shared by threads.
 
     key: an API key. timeout_seconds: for each request, its retries included. max_instances: most images a request.
-    verify: what TLS certificates are checked against, as httpx takes it.
+    verify: whether TLS certificates are checked, or what by.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class Client:
             max_instances=max_instances,
         )
         self._known = Known()
-        with by_environment():
+        with by_environment(verify):
             self._http = httpx.Client(base_url=url, headers=self._settings.headers, verify=verify)
+        keep_deadlines(self._http)
 
     def __enter__(self) -> "Client":
         return self
@@ -100,28 +102,23 @@ class Client:
         attempts = self._settings.attempts(call)
         while True:
             left = attempts.begin()
+            request = build_request(self._http, call, left)
             try:
-                response = self._http.send(build_request(self._http, call, left), stream=True)
+                with until(attempts.deadline), readable(request):
+                    response = self._http.send(request, stream=True)
+                    _read_whole(response, attempts)
             except httpx.TransportError as error:
                 time.sleep(attempts.after_failure(error))
                 continue
-            answered = _read_whole(response, attempts)
-            if (wait := attempts.after_response(answered)) is None:
-                return answered
+            if (wait := attempts.after_response(response)) is None:
+                return response
             time.sleep(wait)
 
 
-def _read_whole(response: httpx.Response, attempts: Attempts) -> httpx.Response:
-    """httpx would wait for each piece anew; so an answer that trickles is ended at the deadline."""
-    content = bytearray()
+def _read_whole(response: httpx.Response, attempts: Attempts) -> None:
     try:
-        for piece in response.iter_raw():
-            content += piece
-            attempts.check()
+        response.read()
     except httpx.TransportError as error:
         raise attempts.broken_off(error) from error
     finally:
         response.close()
-    return httpx.Response(
-        response.status_code, headers=response.headers, content=bytes(content), request=response.request
-    )

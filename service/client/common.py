@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,17 @@ import httpx
 
 from service.client.answers import Answer, FailedPrediction, Prediction
 from service.client.calls import Call, PartAnswer
-from service.client.errors import InputError
+from service.client.errors import AnswerError, InputError
 from service.client.images import Images, Unsendable, entries
 from service.client.parts import FilePart, Part, split
 from service.client.retries import Attempts, Retries
+from service.client.transports import PROXY, proxy_of
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEADLINE = "x-deadline-ms"
 LONGEST_SECONDS = 86_400
 CONNECT_SECONDS = 5.0
+MAX_PORT = 65_535
 MAX_BYTES = 8 * 1024 * 1024  # half of what the service takes by default
 ENVIRONMENT = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")  # httpx reads
 VISIBLE = re.compile(r"[!-~]+")
@@ -94,8 +97,10 @@ class Collected:
 
 
 @contextmanager
-def by_environment() -> Iterator[None]:
-    """Around what makes an httpx client. Raises InputError where the environment lets none be made."""
+def by_environment(verify: ssl.SSLContext | bool) -> Iterator[None]:
+    """Around what makes an httpx client. Raises InputError where this option or the environment lets none be made."""
+    if not isinstance(verify, (bool, ssl.SSLContext)):
+        raise InputError("verify must be True, False or such as ssl.create_default_context(cafile=...)")
     try:
         yield
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
@@ -103,21 +108,42 @@ def by_environment() -> Iterator[None]:
         raise InputError(f"no client can be made by {', '.join(names)} of the environment: {error}") from error
 
 
+@contextmanager
+def readable(request: httpx.Request) -> Iterator[None]:
+    """Raises AnswerError for answers that httpx cannot read: badly packed, or sent on to what is no host."""
+    try:
+        yield
+    except (httpx.DecodingError, UnicodeError) as error:
+        raise AnswerError(f"{request.url} answered what cannot be read: {type(error).__name__}: {error}") from error
+
+
 def build_request(http: httpx.Client | httpx.AsyncClient, call: Call, left: float) -> httpx.Request:
     """The call with the seconds left for it, of which the service is told too."""
+    if http.is_closed:
+        raise InputError("this client is closed; make another")
     headers = {**call.headers, DEADLINE: str(max(1, int(left * 1000)))}
     timeout = httpx.Timeout(left, connect=min(left, CONNECT_SECONDS))
     return http.build_request(
-        call.method, call.path, headers=headers, content=call.content, files=call.files, timeout=timeout
+        call.method,
+        call.path,
+        headers=headers,
+        content=call.content,
+        files=call.files,
+        timeout=timeout,
+        extensions={PROXY: proxy_of(http)},
     )
 
 
 def _check_url(text: str) -> None:
     try:
         url = httpx.URL(text)
-    except httpx.InvalidURL as error:
+        url.raw_host.decode().encode("idna")  # as the resolver does, and refuses a name too long
+        host = url.host
+    except (httpx.InvalidURL, ValueError) as error:
         raise InputError(f"{text!r} is no URL: {error}") from None
-    if url.scheme not in ("http", "https") or not url.host:
+    if url.scheme not in ("http", "https") or not host or not 0 < (url.port or 80) <= MAX_PORT:
         raise InputError(f"{text!r} is no URL of a service, such as {DEFAULT_URL}")
+    if "?" in text or "#" in text:
+        raise InputError(f"{text!r} must end before its query or fragment")
     if url.userinfo:
-        raise InputError(f"the URL of {url.host} holds a name or password, which would stand in messages; give a key")
+        raise InputError(f"the URL of {host} holds a name or password, which would stand in messages; give a key")

@@ -10,6 +10,7 @@ from email.utils import parsedate_to_datetime
 import httpx
 
 from service.client.errors import ClientError, DeadlineError, InputError, UnreachableError
+from service.client.transports import by_proxy
 
 AGAIN_STATUSES = frozenset({429, 503})  # all others would answer the same again, or have had an effect
 UNTOLD_ATTEMPTS = 5
@@ -51,7 +52,7 @@ class Attempts:
     ):
         self._retries = retries
         self._timeout_seconds = timeout_seconds
-        self._deadline = time.monotonic() + timeout_seconds
+        self.deadline = time.monotonic() + timeout_seconds
         self._repeatable = repeatable
         self._draw = draw
         self._made = 0
@@ -60,11 +61,7 @@ class Attempts:
     def begin(self) -> float:
         """Count one more; the seconds left for it. Raises DeadlineError for none."""
         self._made += 1
-        return self.check()
-
-    def check(self) -> float:
-        """The seconds left. Raises DeadlineError for none."""
-        if (left := self._deadline - time.monotonic()) <= 0:
+        if (left := self.deadline - time.monotonic()) <= 0:
             raise self.too_late()
         return left
 
@@ -91,8 +88,7 @@ class Attempts:
         if _unanswered(error) and not _unsent(error) and not self._repeatable:
             raise UnreachableError(_describe(error, "gave no answer and may have done what was asked")) from error
         if not _unanswered(error) or self._spent() or not self._in_time(wait):
-            through = " through its proxy" if isinstance(error, httpx.ProxyError) else ""
-            raise UnreachableError(_describe(error, f"cannot be reached{through}")) from error
+            raise UnreachableError(_describe(error, "cannot be reached")) from error
         return wait
 
     def broken_off(self, error: httpx.TransportError) -> ClientError:
@@ -114,11 +110,11 @@ class Attempts:
     def _spread(self, told: float) -> float:
         """Not before the service said, and well before the deadline."""
         longest = min(max(told, self._doubled()), self._retries.max_wait_seconds)
-        rest = max(0.0, self._deadline - time.monotonic() - told)
+        rest = max(0.0, self.deadline - time.monotonic() - told)
         return told + self._draw() * min(longest, rest / 2)
 
     def _in_time(self, wait: float) -> bool:
-        return time.monotonic() + wait < self._deadline
+        return time.monotonic() + wait < self.deadline
 
 
 def retry_after(header: str | None) -> float | None:
@@ -147,4 +143,5 @@ def _unanswered(error: httpx.TransportError) -> bool:
 
 def _describe(error: httpx.TransportError, what: str) -> str:
     url = error.request.url
-    return f"{url.scheme}://{url.netloc.decode()} {what}: {str(error) or type(error).__name__}"
+    told = f"{what}{by_proxy(error.request)}"
+    return f"{url.scheme}://{url.netloc.decode()} {told}: {str(error) or type(error).__name__}"

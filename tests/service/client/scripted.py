@@ -126,13 +126,25 @@ def stall(handler: Handler) -> None:
     time.sleep(1)
 
 
+def trickle_head(handler: Handler) -> None:
+    _trickle(handler, b"HTTP/1.1 200 OK\r\nx-long: ", b"a")
+
+
+def go_on_for_ever(handler: Handler) -> None:
+    _trickle(handler, b"", b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
 def trickle(handler: Handler) -> None:
+    _trickle(handler, b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n", b" ")
+
+
+def _trickle(handler: Handler, start: bytes, piece: bytes) -> None:
     """A piece every 50 ms, so that no single wait is long; until the client has had enough."""
-    handler.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+    handler.wfile.write(start)
     handler.close_connection = True
     for _ in range(1000):
         try:
-            handler.wfile.write(b" ")
+            handler.wfile.write(piece)
         except OSError:
             return
         time.sleep(0.05)

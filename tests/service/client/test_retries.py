@@ -1,15 +1,27 @@
 """What is sent again and what is not, against a real server that fails as told."""
 
+import contextlib
 import email.utils
 import socket
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+import anyio
 import httpx
 import pytest
 
-from service.client import AnswerError, DeadlineError, InputError, ProblemError, Retries, UnreachableError
+from service.client import (
+    AnswerError,
+    AsyncClient,
+    Client,
+    DeadlineError,
+    InputError,
+    ProblemError,
+    Retries,
+    UnreachableError,
+)
 from service.client.retries import Attempts, retry_after
 from tests.service.client.conftest import Ask
 from tests.service.client.scripted import (
@@ -19,11 +31,13 @@ from tests.service.client.scripted import (
     answer,
     answered,
     garbage,
+    go_on_for_ever,
     half_an_answer,
     hang_up,
     problem,
     stall,
     trickle,
+    trickle_head,
 )
 
 FAST = Retries(first_wait_seconds=0.01, max_wait_seconds=0.02)
@@ -105,9 +119,28 @@ def test_a_proxy_that_refuses(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None
     with ScriptedServer(answer(403, b"")) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         with pytest.raises(
-            UnreachableError, match=r"https://service\.example cannot be reached through its proxy: 403"
+            UnreachableError, match=rf"https://service\.example cannot be reached through the proxy {proxy.url}: 403"
         ):
             ask("https://service.example", "predict", IMAGE, retries=FAST)
+
+
+def test_a_proxy_that_refuses_in_plain(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(answer(407, b"")) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        with pytest.raises(
+            AnswerError, match=rf"http://service\.example/\S+ through the proxy {proxy.url} answered 407"
+        ):
+            ask("http://service.example", "predict", IMAGE)
+
+
+def test_a_proxy_that_is_not_there(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("HTTP_PROXY", url.replace("//", "//bob:secret@"))
+    with pytest.raises(
+        UnreachableError, match=rf"http://service\.example cannot be reached through the proxy {url}: "
+    ):
+        ask("http://service.example", "predict", IMAGE, retries=FAST)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +177,7 @@ def test_a_retry_after_beyond_the_deadline_is_not_waited_for(ask: Ask) -> None:
     assert len(server.received) == 1
 
 
-@pytest.mark.parametrize("act", [trickle, stall, lambda handler: time.sleep(1)])
+@pytest.mark.parametrize("act", [trickle, trickle_head, go_on_for_ever, stall, lambda handler: time.sleep(1)])
 def test_the_deadline_holds_over_all(ask: Ask, act: Act) -> None:
     with ScriptedServer(act) as server:
         started = time.monotonic()
@@ -153,7 +186,38 @@ def test_the_deadline_holds_over_all(ask: Ask, act: Act) -> None:
         assert 0.3 <= time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize("act", [answer(200, b"<html>hello</html>"), answer(200, {"hello": 1}), answer(404, b"none")])
+def test_the_deadline_holds_over_a_request_that_is_read_slowly(ask: Ask) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        enough = threading.Event()
+        reader = threading.Thread(target=read_slowly, args=(server, enough))
+        reader.start()
+        started = time.monotonic()
+        with pytest.raises(DeadlineError):
+            ask(f"http://127.0.0.1:{server.getsockname()[1]}", "predict", bytes(64 << 20), timeout_seconds=0.5)
+        assert time.monotonic() - started < 5
+        enough.set()
+        reader.join()
+
+
+def read_slowly(server: socket.socket, enough: threading.Event) -> None:
+    """A piece every 10 ms."""
+    connection, _ = server.accept()
+    with connection, contextlib.suppress(OSError):
+        while connection.recv(65_536) and not enough.wait(0.01):
+            pass
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        answer(200, b"<html>hello</html>"),
+        answer(200, {"hello": 1}),
+        answer(200, b"[" * 200_000),
+        answer(200, b"no gzip", content_encoding="gzip"),
+        answer(307, b"", location="http://xn--"),
+        answer(404, b"none"),
+    ],
+)
 def test_the_answer_of_something_else(ask: Ask, act: Act) -> None:
     with ScriptedServer(act) as server, pytest.raises(AnswerError, match=f"{server.url}/v1/predict answered"):
         ask(server.url, "predict", IMAGE)
@@ -173,12 +237,19 @@ def test_another_number_of_answers_than_images(ask: Ask) -> None:
         {"url": "127.0.0.1:8000"},
         {"url": "ftp://host"},
         {"url": "http://[::1"},
+        {"url": "http://xn--"},
+        {"url": "http://host/\udcff"},
+        {"url": f"http://{'a' * 300}"},
+        {"url": "http://127.0.0.1:99999"},
+        {"url": "http://127.0.0.1:1/?a=b"},
+        {"url": "http://127.0.0.1:1#a"},
         {"key": "two words"},
         {"key": "new\nline"},
         {"key": ""},
         {"timeout_seconds": 0},
         {"timeout_seconds": float("nan")},
         {"max_instances": 0},
+        {"verify": "/nonexistent.pem"},
     ],
 )
 def test_what_no_request_could_be_made_of(ask: Ask, options: dict[str, object]) -> None:
@@ -190,6 +261,30 @@ def test_what_no_request_could_be_made_of(ask: Ask, options: dict[str, object]) 
 def test_request_ids_that_the_service_would_not_take(ask: Ask, request_id: str) -> None:
     with pytest.raises(InputError, match="a request id is"):
         ask("http://127.0.0.1:1", "predict", IMAGE, request_id=request_id)
+
+
+@pytest.mark.parametrize(("name", "version"), [("\udcff", "abc"), ("mnist", "\ud800")])
+def test_names_that_no_path_can_hold(ask: Ask, name: str, version: str) -> None:
+    with pytest.raises(InputError, match="names no model or version"):
+        ask("http://127.0.0.1:1", "activate", name, version)
+
+
+def test_a_closed_client_says_so() -> None:
+    client = Client("http://127.0.0.1:1")
+    client.close()
+    with pytest.raises(InputError, match="this client is closed"):
+        client.predict(IMAGE)
+
+
+async def predict_with_a_closed_client() -> None:
+    client = AsyncClient("http://127.0.0.1:1")
+    await client.close()
+    await client.predict([IMAGE, IMAGE])
+
+
+def test_a_closed_async_client_says_so() -> None:
+    with pytest.raises(InputError, match="this client is closed"):
+        anyio.run(predict_with_a_closed_client)
 
 
 def test_waits_double_up_to_their_limit_and_are_cut_at_random() -> None:
