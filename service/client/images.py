@@ -91,8 +91,8 @@ def _not_an_image(image: object) -> str:
 def _from_path(path: Path, position: int) -> Entry:
     try:
         return File(position, str(path), path.read_bytes())
-    except OSError as error:
-        return _unsendable(position, str(path), f"cannot be read: {error.strerror}")
+    except (OSError, ValueError) as error:  # ValueError for a path that no file can have
+        return _unsendable(position, str(path), f"cannot be read: {getattr(error, 'strerror', error)}")
 
 
 def _from_pillow(image: PillowImage.Image, position: int) -> Entry:
@@ -102,8 +102,8 @@ def _from_pillow(image: PillowImage.Image, position: int) -> Entry:
         return _unsendable(position, source, detail)
     try:
         return File(position, source, _to_png(image))
-    except OSError as error:  # Pillow reads a file's pixels when they are asked for
-        return _unsendable(position, source, f"image is truncated or damaged: {error}")
+    except Exception as error:  # Pillow reads a file now, and raises whatever the damaged byte leads to
+        return _unsendable(position, source, f"image is empty, closed, truncated or damaged: {error}")
 
 
 def _to_png(image: PillowImage.Image) -> bytes:

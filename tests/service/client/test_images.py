@@ -1,6 +1,7 @@
 """What callers call images, and the requests that it is split into."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ def test_files_are_sent_as_they_are(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("path", ["missing.png", "."])
+@pytest.mark.parametrize("path", ["missing.png", ".", "a\0b", "\ud800"])
 def test_a_file_that_cannot_be_read_fails_in_its_place(path: str) -> None:
     first, failed, last = entries([b"one", path, b"two"])
     assert isinstance(failed, Unsendable)
@@ -72,7 +73,29 @@ def test_a_pillow_image_whose_file_is_cut_short_fails_in_its_place() -> None:
     with Image.open(io.BytesIO(buffer.getvalue()[:200])) as image:
         (failed,) = entries(image)
     assert isinstance(failed, Unsendable)
-    assert failed.failed.error.detail.startswith("image is truncated or damaged: ")
+    assert failed.failed.error.detail.startswith("image is empty, closed, truncated or damaged: ")
+
+
+def broken_png() -> Image.Image:
+    """Its second chunk of pixels has a name that is none."""
+    buffer = io.BytesIO()
+    Image.effect_noise((400, 400), 50).save(buffer, "PNG")
+    start = buffer.getvalue().index(b"IDAT", buffer.getvalue().index(b"IDAT") + 4)
+    return Image.open(io.BytesIO(buffer.getvalue()[:start] + bytes(4) + buffer.getvalue()[start + 4 :]))
+
+
+def closed() -> Image.Image:
+    image = Image.new("L", (2, 3))
+    image.close()
+    return image
+
+
+@pytest.mark.parametrize("make", [broken_png, closed, lambda: Image.new("L", (0, 0))])
+def test_a_pillow_image_that_gives_no_pixels_fails_in_its_place(make: Callable[[], Image.Image]) -> None:
+    with make() as image:
+        first, failed, last = entries([b"one", image, b"two"])
+    assert isinstance(failed, Unsendable)
+    assert (first.position, failed.position, last.position) == (0, 1, 2)
 
 
 def test_a_pillow_image_is_sent_upright() -> None:
