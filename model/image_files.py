@@ -1,12 +1,18 @@
 """Which image files there are on a disk."""
 
 import os
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
 from model.errors import DataError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
+
+
+def check_named(paths: Iterable[str]) -> None:
+    """Raises DataError for an empty path, which would be the current folder: a shell's variable that was not set."""
+    if "" in paths:
+        raise DataError("an empty path names no file; write . for the current folder")
 
 
 class Met:

@@ -26,6 +26,7 @@ from detectors.screener import Screener
 from model.config import DataConfig
 from model.data import load_splits
 from model.errors import ConfigurationError
+from model.image_files import check_named
 from model.train import select_device
 
 
@@ -58,6 +59,7 @@ def screen(
 ) -> None:
     """Judge image files, folders, or the test images of a data set; one row an image."""
     check_engine(engine)
+    check_named(paths or [])
     if engine == "process":
         counts = _screen_here(bundle, paths or [], data, data_dir, limit, output, device)
     else:

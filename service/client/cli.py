@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from model.image_files import SUFFIXES, Met, image_files
+from model.image_files import SUFFIXES, Met, check_named, image_files
 from model.output import written
 from service.client.answers import FailedPrediction, Prediction
 from service.client.client import Client
@@ -32,7 +32,7 @@ Write = Callable[[list[Row]], object]
 
 def predict(
     paths: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Image files or folders; - is standard input.")
+        list[str], typer.Argument(metavar="FILE...", help="Image files or folders; - is standard input.")
     ],
     url: Annotated[str, typer.Option(help="Address of the service.", envvar="LGM_URL")] = DEFAULT_URL,
     key: Annotated[str | None, typer.Option(help="API key.", envvar="LGM_API_KEY")] = None,
@@ -42,7 +42,8 @@ def predict(
 ) -> None:
     """Ask a running service about image files. Exit status 1 where an image could not be judged."""
     form = _form(as_json, as_csv)
-    files = find_files(paths)
+    check_named(paths)
+    files = find_files(list(map(Path, paths)))
     piped = _standard_input() if STANDARD_INPUT in files else b""
     failed = flagged = 0
     with Client(url, key=key, timeout_seconds=timeout, max_instances=FILES_AT_ONCE) as client, form() as write:

@@ -218,6 +218,7 @@ def test_screen_fails_where_nothing_could_be_read(digits_bundle: Path, folder: P
         ([], "name either image files and folders, or a data set"),
         (["{folder}", "--data", "digits"], "name either"),
         (["{folder}/none.png"], "does not exist"),
+        (["{folder}", ""], "an empty path names no file"),
         (
             ["{folder}", "photos.parquet"],
             "photos.parquet: Parquet files are judged with --engine ray; --image-column",
