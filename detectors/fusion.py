@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from model.errors import CalibrationError
 
 LEAST_SCORES = 8  # clean scores beyond the last knot: fewer say too little about the tail
-OUT_OF_REACH = 1e30  # knots of a class without clean scores
 TIED = 1e-5  # the relative width of a rise between scores that are equal
 
 
@@ -30,7 +29,7 @@ class Surprise(nn.Module):
     knots (k, m): the scores that a share 2^-j of a class's clean scores reach, j = 0 .. m - 1; straight lines
     between them. Beyond the last the survival falls exponentially, with tails (k,) the mean excess over it, the
     maximum-likelihood estimate. Below the first it goes on down to -log 2, so that a gradient is left everywhere
-    and yet no detector's calm outweighs another's alarm. A class without clean scores is never surprised.
+    and yet no detector's calm outweighs another's alarm.
     """
 
     knots: Tensor
@@ -51,10 +50,15 @@ class Surprise(nn.Module):
 
     @classmethod
     def fit(cls, scores: Float[Tensor, " n"], class_index: Int[Tensor, " n"], num_classes: int) -> "Surprise":
-        """From clean scores and the classes predicted for them. Raises CalibrationError for one not finite."""
+        """From clean scores and the classes predicted for them.
+
+        Raises CalibrationError for a score that is not finite, and for a class without any.
+        """
         if not bool(scores.isfinite().all()):
             raise CalibrationError("a calibration score is not finite: the network does not judge clean data")
         rows = [scores[class_index == index].sort().values for index in range(num_classes)]
+        if not all(map(len, rows)):
+            raise CalibrationError("too few calibration images: none is left to tell how surprising a score is")
         num_knots = max(_num_knots(len(row)) for row in rows)
         found = [_knots_and_tail(row, num_knots) for row in rows]
         return cls(torch.stack([knots for knots, _ in found]), torch.stack([tail for _, tail in found]))
@@ -75,8 +79,6 @@ def _num_knots(count: int) -> int:
 def _knots_and_tail(row: Float[Tensor, " n"], num_knots: int) -> tuple[Float[Tensor, " m"], Float[Tensor, ""]]:
     """Knots of one class from its sorted scores; those it has too few scores for lie on its exponential tail."""
     order = torch.arange(num_knots).to(row)
-    if len(row) == 0:
-        return OUT_OF_REACH * (1 + order), row.new_ones(())
     survivals = 0.5 ** torch.arange(_num_knots(len(row)), dtype=torch.float64)
     knots = row[((1 - survivals) * (len(row) - 1)).long().to(row.device)]
     least_gap = TIED * (1 + row.abs().amax())  # scores may tie, and a rise must still have a width
@@ -98,8 +100,13 @@ class Fusion(nn.Module):
 
     @classmethod
     def fit(cls, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"], num_classes: int) -> "Fusion":
-        """From the clean scores (n,) of each detector that decides, by name. Raises as `Surprise.fit` does."""
-        stacked, rows = stack_rows(scores.values(), class_index, num_classes)
+        """From the clean scores (n,) of each detector that decides, by name. Raises as `Surprise.fit` does.
+
+        A class with fewer than LEAST_SCORES takes those of all classes for its own: a few say nothing of its tail,
+        and without any it would never be flagged.
+        """
+        chosen, classes = _borrow(class_index, num_classes)
+        stacked, rows = stack_rows([of[chosen] for of in scores.values()], classes, num_classes)
         return cls(tuple(scores), Surprise.fit(stacked, rows, len(scores) * num_classes))
 
     def forward(self, scores: Mapping[str, Tensor], class_index: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -112,6 +119,15 @@ class Fusion(nn.Module):
         stacked, rows = stack_rows([scores[name] for name in self.names], class_index, num_classes)
         surprises: Tensor = self.surprise(stacked, rows)
         return surprises.view(len(self.names), -1)
+
+
+def _borrow(class_index: Int[Tensor, " n"], num_classes: int) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """Which scores to take, and for which class each: all of them for a class that has few."""
+    counts = class_index.bincount(minlength=num_classes)
+    own = torch.nonzero(counts[class_index] >= LEAST_SCORES).squeeze(1)
+    few = torch.nonzero(counts < LEAST_SCORES).squeeze(1)
+    everything = torch.arange(len(class_index), device=class_index.device).repeat(len(few))
+    return torch.cat([own, everything]), torch.cat([class_index[own], few.repeat_interleave(len(class_index))])
 
 
 def combine(surprises: Float[Tensor, "e n"]) -> Float[Tensor, " n"]:

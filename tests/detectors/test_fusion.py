@@ -45,10 +45,9 @@ def test_surprises_of_clean_scores_follow_the_exponential_of_mean_one() -> None:
 
 def test_every_class_has_its_own() -> None:
     scores = torch.cat([drawn(400), 100 + drawn(400, seed=1)])
-    surprise = Surprise.fit(scores, torch.arange(2).repeat_interleave(400), 3)
+    surprise = Surprise.fit(scores, torch.arange(2).repeat_interleave(400), 2)
     assert float(of(surprise, torch.tensor([100.5]), 0)) > 50
     assert float(of(surprise, torch.tensor([100.5]), 1)) < 2
-    assert float(of(surprise, torch.tensor([1e6]), 2)) <= 0  # the class without a clean score
 
 
 @given(
@@ -82,6 +81,31 @@ def test_scores_that_all_tie_neither_divide_by_zero_nor_hide_what_differs() -> N
     found = of(surprise, torch.tensor([3.0, 3.5]))
     assert bool(found.isfinite().all())
     assert float(found[1] - found[0]) > 10
+
+
+def test_a_class_without_a_clean_score_is_refused() -> None:
+    with pytest.raises(CalibrationError, match="too few calibration images"):
+        Surprise.fit(drawn(400), torch.zeros(400, dtype=torch.long), 2)
+
+
+@pytest.mark.parametrize("count", [0, 1, LEAST_SCORES - 1])
+def test_a_class_with_few_clean_scores_takes_those_of_all_and_is_surprised_as_they_are(count: int) -> None:
+    scores = {"a": torch.cat([drawn(400), torch.full((count,), 0.5)]), "b": drawn(400 + count, seed=1)}
+    classes = torch.cat([torch.zeros(400), torch.ones(count)]).long()
+    fused = Fusion.fit(scores, classes, 2)
+    everyone = Fusion.fit(scores, torch.zeros_like(classes), 1)
+    asked = {name: torch.tensor([0.1, 0.7, 3.0, 20.0]) for name in scores}
+    found = fused(asked, torch.ones(4, dtype=torch.long))
+    assert torch.allclose(found, everyone(asked, torch.zeros(4, dtype=torch.long)))
+    assert float(found[-1]) > 10
+
+
+def test_a_class_with_enough_clean_scores_borrows_none() -> None:
+    scores = {"a": torch.cat([drawn(400), 100 + drawn(LEAST_SCORES)])}
+    classes = torch.cat([torch.zeros(400), torch.ones(LEAST_SCORES)]).long()
+    fused = Fusion.fit(scores, classes, 2)
+    assert float(fused({"a": torch.tensor([100.5])}, torch.tensor([1]))) < 3
+    assert float(fused({"a": torch.tensor([100.5])}, torch.tensor([0]))) > 50
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
