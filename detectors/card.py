@@ -1,6 +1,6 @@
 """The card of a bundle: what it is, how it was made, what was measured. Markdown, for a person."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -46,8 +46,17 @@ def _introduction(checkpoint: Checkpoint, screener: Screener) -> list[str]:
         f"{_loss(checkpoint)} on {checkpoint.config.data.name}.",
         *_fitted_after(checkpoint),
         f"Flags at a promised false-alarm rate of {screener.false_alarm_rate:.2%} for each predicted class.",
+        _calibrated(screener.calibration_sizes),
         f"The verdict fuses {_listed(screener.fusion.names)}{_beside(screener)}.",
     ]
+
+
+def _calibrated(sizes: Mapping[str, int]) -> str:
+    counts = sizes.values()
+    return (
+        f"Calibrated on {sum(counts):,} images, {min(counts):,} to {max(counts):,} of each predicted class; the "
+        "share that is flagged keeps the promise on average over such draws, and strays the more the fewer they are."
+    )
 
 
 def _loss(checkpoint: Checkpoint) -> str:

@@ -81,6 +81,18 @@ def fit_screener(
     return Fitted(screener.requires_grad_(False), splits, calibration)
 
 
+def unused_test_images(splits: Splits, checkpoint: Checkpoint) -> ImageSet:
+    """Those that nothing was trained, fitted or calibrated on: a folder's two parts may hold the same pictures.
+
+    Raises DataError for none.
+    """
+    test, used = splits.test, [splits.train.fingerprints(), splits.calibration.fingerprints()]
+    unused = ~torch.isin(test.fingerprints(), torch.cat([checkpoint.trained_images, *used]))
+    if not bool(unused.any()):
+        raise DataError(f"all {len(test)} test images were trained, fitted or calibrated on: none is left to measure")
+    return test.select(torch.nonzero(unused).squeeze(1))
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Judges:
     fusion: Fusion

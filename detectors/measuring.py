@@ -83,9 +83,12 @@ def rate(flagged: Bool[Tensor, " n"]) -> Rate:
     return Rate(num_images=count, num_flagged=hits, low=float(interval[0]), high=float(interval[1]))
 
 
+OF_THE_TEST_SET = ("noise", "inverted")
+
+
 def check_abnormal(name: str) -> None:
     """Raises DataError unless `abnormal_images` knows the name, before anything is loaded."""
-    if name not in ("noise", "inverted", *DATA_SETS) and not (Path(name).is_dir() and image_files(Path(name))):
+    if name not in (*OF_THE_TEST_SET, *DATA_SETS) and not (Path(name).is_dir() and image_files(Path(name))):
         raise DataError(f"abnormal set {name!r} is neither noise, inverted, a data set's name nor a folder of images")
 
 
@@ -106,11 +109,15 @@ def abnormal_images(name: str, data: DataConfig, test: ImageSet, image_format: I
 
 
 def foreign_images(name: str, data: DataConfig, image_format: ImageFormat) -> Tensor:
-    """uint8 images of another data set's test part, or of a folder. Raises as `abnormal_images` does."""
+    """uint8 images of another data set's test part, or of a folder. Raises as `abnormal_images` does.
+
+    A named set lies beside the data, but not inside a folder of images, which is of that set alone.
+    """
     check_abnormal(name)
     if name not in DATA_SETS:
         return _mixed(torch.stack([read_image(path, image_format) for path in image_files(Path(name))]))
-    foreign = load_splits(parse_data_config({"name": name, "directory": data.directory}), image_format).test.images
+    directory = data.directory if data.name != "image-folder" or name == data.name else None
+    foreign = load_splits(parse_data_config({"name": name, "directory": directory}), image_format).test.images
     return _mixed(foreign) if name == "image-folder" else foreign
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -11,10 +11,10 @@ import typer
 from detectors.bundle import check_vacant, save_bundle
 from detectors.card import write_card
 from detectors.commands.options import Data, DataDirectory, Device, choose_data, listed, progress_bar
-from detectors.fitting import Fitted, fit_screener
+from detectors.fitting import Fitted, fit_screener, unused_test_images
 from detectors.known import DEFAULT_DETECTORS, KNOWN_DETECTORS, check_names
 from detectors.manifest import DataSplit
-from detectors.measuring import Measured, abnormal_images, check_abnormal, measure
+from detectors.measuring import OF_THE_TEST_SET, Measured, abnormal_images, check_abnormal, foreign_images, measure
 from detectors.screener import Screener
 from model.checkpoint import Checkpoint, load_checkpoint
 from model.config import DataConfig
@@ -54,6 +54,10 @@ def fit(
         check_abnormal(kind)
     trained = load_checkpoint(checkpoint)
     chosen = choose_data(trained.config.data, data, data_dir)
+    image_format = trained.image_format
+    foreign = {  # before anything is fitted: they may be missing, or of another shape
+        kind: foreign_images(kind, chosen, image_format) for kind in abnormal or () if kind not in OF_THE_TEST_SET
+    }
     fitted = fit_screener(
         trained,
         chosen,
@@ -64,12 +68,18 @@ def fit(
         beside=further,
         seed=seed,
     )
-    test, image_format = fitted.splits.test, fitted.screener.image_format
-    foreign = {kind: abnormal_images(kind, chosen, test, image_format) for kind in abnormal or ()}
+    test = unused_test_images(fitted.splits, trained)
+    unlike = {
+        kind: foreign[kind] if kind in foreign else abnormal_images(kind, chosen, test, image_format)
+        for kind in abnormal or ()
+    }
     with progress_bar("measuring") as progress:
-        measured = measure(fitted.screener, test, foreign, progress)
-    saved = _save(fitted, output, trained, measured, chosen)
+        measured = measure(fitted.screener, test, unlike, progress)
+    num_left_out = len(fitted.splits.test) - len(test)
+    saved = _save(fitted._replace(splits=replace(fitted.splits, test=test)), output, trained, measured, chosen)
     typer.echo(f"{output}: {_summary(saved, measured, false_alarm_rate)}")
+    if num_left_out:
+        typer.echo(f"left out: {num_left_out} more test images, which are among those that something was fitted on")
 
 
 def _save(fitted: Fitted, output: Path, trained: Checkpoint, measured: Measured, data: DataConfig) -> Screener:

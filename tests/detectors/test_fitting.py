@@ -9,7 +9,7 @@ from scipy.stats import beta
 
 from detectors import CalibrationError, Screener
 from detectors.evidence_batches import EvidenceBatches
-from detectors.fitting import fit_screener
+from detectors.fitting import fit_screener, unused_test_images
 from detectors.measuring import abnormal_images, foreign_images, measure, rate
 from model.checkpoint import Checkpoint
 from model.config import DataConfig
@@ -151,6 +151,17 @@ def test_of_foreign_images_none_is_fitted_and_calibrated_on(
     assert len(fingerprints.unique()) == len(fingerprints) == len(fresh.train) + len(fresh.calibration)
 
 
+def test_what_was_fitted_on_measures_nothing_though_it_lies_among_test_images(
+    digits_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    splits = load_splits(digits_checkpoint.config.data)
+    write_digits(tmp_path / "train", splits.calibration)
+    write_digits(tmp_path / "test", join(splits.test, splits.calibration.select(torch.arange(30))))
+    data = DataConfig(name="image-folder", directory=str(tmp_path), calibration_fraction=0.5)
+    unused = unused_test_images(load_splits(data, DIGITS), digits_checkpoint)
+    assert unused.fingerprints().sort().values.equal(splits.test.fingerprints().sort().values)
+
+
 def test_nothing_left_to_calibrate_on_is_told(digits_checkpoint: Checkpoint, tmp_path: Path) -> None:
     splits = load_splits(digits_checkpoint.config.data)
     write_digits(tmp_path / "train", splits.train)
@@ -216,6 +227,12 @@ def test_abnormal_sets_by_name() -> None:
     assert noise.float().mean() == pytest.approx(127.5, abs=1.5)
     assert (int(noise.min()), int(noise.max())) == (0, 255)
     assert torch.equal(abnormal_images("digits", data, test, DIGITS), test.images)
+
+
+def test_a_named_set_is_not_looked_for_among_the_users_own_pictures(tmp_path: Path) -> None:
+    test = load_splits(DataConfig(name="digits")).test
+    own = DataConfig(name="image-folder", directory=str(tmp_path))
+    assert torch.equal(abnormal_images("digits", own, test, DIGITS), test.images)
 
 
 def test_an_abnormal_set_of_images_in_a_folder(tmp_path: Path) -> None:
