@@ -12,6 +12,7 @@ from detectors.manifest import load_manifest
 from service import errors
 from service.cli import app
 from service.client import Retries
+from service.client.retries import UNTOLD_ATTEMPTS
 from service.key_file import read_keys
 from service.metrics import Metrics
 from service.problems import STATUSES
@@ -66,7 +67,7 @@ def test_every_problem_is_there_with_its_status(error, status):
 
 
 def test_the_client_s_retries_are_what_is_said():
-    assert f"It is sent {Retries().max_attempts} times at most" in README
+    assert f"that no `Retry-After` bade come again are {UNTOLD_ATTEMPTS} at most" in README
     (shown,) = re.findall(r"retries=(Retries\(.*?\))", README)
     assert eval(shown) == Retries(max_attempts=20)
 
