@@ -4,8 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 
 from fastapi import FastAPI
+from starlette.routing import Route
 
 from service import problems
 from service.dashboard.forwarding import Forwarding
@@ -56,11 +58,12 @@ def create_app(settings: Settings, *, runtime: Runtime | None = None) -> FastAPI
     app.add_middleware(Security, access=runtime.access, runtime=runtime)
     if runtime.dashboard is not None:
         app.add_middleware(Forwarding, dashboard=runtime.dashboard, runtime=runtime)
-    routes = [route for router in ROUTERS for route in router.routes]
-    app.add_middleware(Observation, runtime=runtime, routes=[*app.routes, *routes])
+    everywhere = chain(app.routes, *(router.routes for router in ROUTERS))
+    routes = [route for route in everywhere if isinstance(route, Route)]
+    app.add_middleware(Observation, runtime=runtime, routes=routes)
     app.add_middleware(RequestIdentity, runtime=runtime)
     app.add_middleware(Tracing, spans=runtime.spans)
-    problems.add_handlers(app, runtime)
+    problems.add_handlers(app, runtime, routes)
     app.__dict__["openapi"] = partial(_openapi, app)
     return app
 

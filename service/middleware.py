@@ -3,11 +3,11 @@
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from anyio import CancelScope
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import BodyTooLargeError, FieldFault
@@ -71,9 +71,8 @@ class _Outcome:
 class Observation:
     """Counts and times each request under its route's template, writes its log line, hides what failed."""
 
-    def __init__(self, app: ASGIApp, runtime: Runtime, routes: Iterable[BaseRoute]):
-        self._app, self._runtime = app, runtime
-        self._routes = [route for route in routes if isinstance(route, Route)]
+    def __init__(self, app: ASGIApp, runtime: Runtime, routes: Sequence[Route]):
+        self._app, self._runtime, self._routes = app, runtime, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

@@ -1,6 +1,7 @@
 """Errors -> application/problem+json: the one table of statuses."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
@@ -8,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
+from starlette.routing import Route
 from starlette.types import Scope
 
 from service import errors
@@ -46,7 +47,9 @@ STATUSES: dict[type[ServiceError], int] = {
 }
 
 
-def add_handlers(app: FastAPI, runtime: Runtime) -> None:
+def add_handlers(app: FastAPI, runtime: Runtime, routes: Sequence[Route]) -> None:
+    """routes: all that there are; the framework tells the methods of the first alone that has the path."""
+
     def on_service_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ServiceError)
         return answer_error(request.scope, error, runtime)
@@ -61,7 +64,7 @@ def add_handlers(app: FastAPI, runtime: Runtime) -> None:
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(RequestValidationError, on_invalid_request)
-    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(HTTPException, partial(_on_http_error, routes))
     app.add_exception_handler(ClientDisconnect, on_disconnect)
 
 
@@ -117,11 +120,11 @@ def problem_body(status: int, detail: str, *, code: str, request_id: str, faults
     )
 
 
-def _on_http_error(request: Request, error: Exception) -> Response:
+def _on_http_error(routes: Sequence[Route], request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        headers["Allow"] = ", ".join(_methods_of(request))  # the framework knows those of the first route there
+        headers["Allow"] = ", ".join(_methods_of(request.scope["path"], routes))
     code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "-")
     detail = {404: "no such route", 405: "this route does not take this method"}.get(
         error.status_code, str(error.detail)
@@ -129,7 +132,5 @@ def _on_http_error(request: Request, error: Exception) -> Response:
     return problem(request.scope, error.status_code, detail, code=code, headers=headers)
 
 
-def _methods_of(request: Request) -> list[str]:
-    """All that the path takes."""
-    here = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
-    return sorted({method for route in here for method in getattr(route, "methods", None) or ()})
+def _methods_of(path: str, routes: Sequence[Route]) -> list[str]:
+    return sorted({method for route in routes if route.path_regex.match(path) for method in route.methods or ()})
