@@ -28,13 +28,15 @@ NUM_CLASSES = 10
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_committed_comparison_takes_a_step_of_every_loss(name: str, tmp_path: Path) -> None:
     comparison = load_comparison(COMPARISONS / f"{name}.toml", ["training.training.batch_size=8"])
-    runs = [run for run in plan(comparison, tmp_path) if not run.fitted]
+    everything = [run for run in plan(comparison, tmp_path) if not run.fitted]
+    runs = [run for run in everything if run.experiment.name == "losses"]
     assert [run.seed for run in runs] == [0, 1, 2] * len(LOSSES)
     assert [run.training for run in runs[::3]] == list(LOSSES)
     assert all(run.config.network == runs[0].config.network for run in runs)
     images = draw_images(SHAPES[name])
-    for run in runs[::3]:
-        take_a_step(run, images, training_folder(tmp_path, run.training_key))
+    for run in everything:
+        if run.seed == 0:
+            take_a_step(run, images, training_folder(tmp_path, run.training_key))
 
 
 def draw_images(shape: tuple[int, int, int]) -> ImageSet:
