@@ -43,7 +43,7 @@ class Elsewhere:
 @pytest.fixture(scope="module")
 def inputs(digits_bundle: Path) -> Inputs:
     """Random starts, random noise, an attack that knows the detector, images of no class: three batches of each."""
-    settings = replace(SETTINGS, attacks=("pgd",), eps=(0.3,), severities=(1,), batch_size=20)
+    settings = replace(SETTINGS, attacks=("pgd",), eps=(0.1,), severities=(1,), batch_size=20)
     return load_inputs(digits_bundle, settings)
 
 
