@@ -111,6 +111,7 @@ def test_the_error_of_a_rank_is_one_line_and_leaves_nothing(
     assert several.stderr == alone.stderr
 
 
+@pytest.mark.slow
 def test_four_processes_follow_the_curve_of_one(toml: Path, tmp_path: Path, one: Checkpoint) -> None:
     assert on_ranks(4, train_on, toml, tmp_path / "several", [ATTACKED]) == ["trained"] * 4
     assert_same_curve(load_checkpoint(tmp_path / "several"), one)
@@ -144,7 +145,7 @@ def kill_one_after_the_first_epoch(launcher: "subprocess.Popen[str]", output: Pa
 LONG = (*ATTACKED[1:], "training.epochs=6")  # of all images
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_ranks_end_with_their_launcher(number: signal.Signals, toml: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     arguments = command(toml, output, ["training.epochs=1000"], "--devices", "2")
