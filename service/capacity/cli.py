@@ -12,6 +12,7 @@ from rich.table import Table
 from model.errors import ConfigurationError
 from service.capacity.curve import read_curve
 from service.capacity.parts import Limits, Part, Traffic, parts, read_limits
+from service.settings import Settings
 
 if TYPE_CHECKING:
     from service.capacity.planning import Plan
@@ -41,7 +42,7 @@ def capacity(
     flagged_share: Annotated[float, typer.Option(help="Share of images that is flagged and kept.")] = 0.01,
     access_log_share: Annotated[
         float, typer.Option(help="Share of requests that get a line in the log, as the service's setting says.")
-    ] = 1.0,
+    ] = Settings.model_fields["access_log_share"].default,
     limits: Annotated[Path | None, typer.Option(help="TOML file with limits of the surroundings.")] = None,
     requests: Annotated[int, typer.Option(help="Requests that are simulated for each figure.")] = 5_000,
     seed: Annotated[int, typer.Option(min=0, help="Of the simulated arrivals.")] = 0,
