@@ -19,6 +19,7 @@ from model.image_set import ImageSet
 from model.image_tensors import read_image
 from model.images import ImageFormat
 
+OF_THE_TEST_SET = ("noise", "inverted")  # made of its images, or in their shape
 DATA_SETS: tuple[str, ...] = get_args(DataConfig.__annotations__["name"])
 Progress = Callable[[int, int], None]
 
@@ -81,9 +82,6 @@ def rate(flagged: Bool[Tensor, " n"]) -> Rate:
     count, hits = len(flagged), int(flagged.sum())
     interval = binomtest(hits, count).proportion_ci(method="exact") if count else (0.0, 1.0)
     return Rate(num_images=count, num_flagged=hits, low=float(interval[0]), high=float(interval[1]))
-
-
-OF_THE_TEST_SET = ("noise", "inverted")
 
 
 def check_abnormal(name: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as parquet
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -13,8 +14,10 @@ from detectors import Screener, load_bundle
 from detectors.manifest import CARD, FILES, DataSplit, load_manifest
 from model.checkpoint import FILE_NAME, Checkpoint, load_checkpoint, save_checkpoint
 from model.data import load_splits
+from model.image_set import join
 from service.cli import app
 from tests.conftest import SEED
+from tests.detectors.test_fitting import write_digits
 
 
 def invoke(*arguments: object) -> Result:
@@ -65,6 +68,30 @@ def test_fit_writes_a_bundle_that_loads_and_passes_its_self_test(fitted: tuple[P
     told = result.stdout.splitlines()[-1]
     assert f"{output}: digits-5 {screener.version}, accuracy {manifest.measured['accuracy']:.4f}" in told
     assert "0.05 promised" in told
+
+
+def test_fit_measures_on_no_test_image_that_it_was_fitted_on_and_says_so(
+    digits_run: Path, digits_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    splits = load_splits(digits_checkpoint.config.data)
+    data, output = tmp_path / "data", tmp_path / "bundle"
+    write_digits(data / "train", splits.calibration)
+    write_digits(data / "test", join(splits.test, splits.calibration.select(torch.arange(30))))
+    given = ("--data", "image-folder", "--data-dir", data, "--false-alarm-rate", "0.1", "--abnormal", "digits")
+    result = invoke("fit", digits_run, "--output", output, *given)
+    assert "left out: 30 more test images" in result.stdout, result.output
+    manifest = load_manifest(output)
+    assert manifest.measured["num_images"] == len(splits.test)
+    assert f"on {len(splits.test)} images" in (output / CARD).read_text(encoding="utf-8")
+    assert manifest.measured["abnormal"]["digits"]["num_images"] == len(splits.test)
+
+
+def test_what_is_foreign_is_read_before_anything_is_fitted(
+    digits_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("detectors.commands.fit.fit_screener", lambda *_, **__: pytest.fail("it was fitted"))
+    Image.new("L", (9, 8)).save(tmp_path / "wide.png")
+    assert "wide.png" in refused("fit", digits_run, "--output", tmp_path / "bundle", "--abnormal", tmp_path)
 
 
 def test_a_bundle_notes_how_its_data_were_parted(fitted: tuple[Path, Result]) -> None:
